@@ -1,0 +1,1 @@
+"""The earth: CRS, rasters, mosaics. The only room that imports rasterio, pyproj, shapely and pystac."""

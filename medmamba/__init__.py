@@ -1,0 +1,1 @@
+"""Arrays, geometry, networks and windows: the ground floor (torch, numpy, einops, safetensors)."""

@@ -1,0 +1,216 @@
+"""The contract with the data: what the network is shown, and how its scores come back onto the file's own grid.
+
+The Preprocessing used in training is the object saved in the bundle: there is no second description.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from medmamba.errors import ConfigError, InputError
+from medmamba.grid import RAS, Grid
+from medmamba.resample import ResampledSink, ResampledSource
+from medmamba.sample import Image
+from medmamba.source import PermutedSink, PermutedSource, Sink, Source, StackedSource
+from medmamba.windows import Window, Windowing
+
+LARGEST_INVALID_SHARE = 0.05  # more NaN or Inf than this and the case is refused as non_finite
+SLAB_VOXELS = 4_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Channel:
+    """One input channel: its `role`, clip in file units, then scaling.
+
+    scaling "fixed": (x - shift) / scale; "zscore": mean and standard deviation of the whole image (over values above
+    `foreground_above` when given), found by one streaming pass before the first window.
+    """
+
+    role: str
+    clip: tuple[float, float] | None = None
+    scaling: str = "zscore"
+    shift: float = 0.0
+    scale: float = 1.0
+    foreground_above: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.scaling not in ("fixed", "zscore"):
+            raise ConfigError(f"channel {self.role!r}: scaling {self.scaling!r} unknown; known: fixed, zscore")
+        if self.scale == 0 or (self.clip is not None and self.clip[0] >= self.clip[1]):
+            raise ConfigError(f"channel {self.role!r}: scale {self.scale} must not be 0 and clip {self.clip} must rise")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preprocessing:
+    """Channels in order, orientation (closest canonical axes, or as stored), spacing (array order; None = the file's
+    own) and the windowing. `largest_upsampling` refuses files coarser than that factor (units mistaken)."""
+
+    channels: tuple[Channel, ...]
+    windowing: Windowing
+    canonical: bool = True
+    spacing: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.channels:
+            raise ConfigError("a contract needs at least one channel")
+        if self.spacing is not None and (len(self.spacing) != len(self.windowing.size) or min(self.spacing) <= 0):
+            raise ConfigError(
+                f"spacing {self.spacing} must be positive, one number per axis of window {self.windowing.size}"
+            )
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return tuple(c.role for c in self.channels)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Preprocessing:
+        channels = tuple(
+            Channel(**{**c, "clip": tuple(c["clip"]) if c.get("clip") else None}) for c in values["channels"]
+        )
+        w = values["windowing"]
+        windowing = Windowing(**{**w, "size": tuple(w["size"]), "overlap": tuple(w["overlap"])})
+        spacing = tuple(values["spacing"]) if values.get("spacing") else None
+        return cls(channels=channels, windowing=windowing, canonical=values["canonical"], spacing=spacing)
+
+    def shape_for(self, grid: Grid) -> tuple[int, ...]:
+        """Cells of a (canonical) grid after resampling to the contract's spacing."""
+        if self.spacing is None:
+            return grid.shape
+        scaled = [n * s / t for n, s, t in zip(grid.shape, grid.spacing, self.spacing, strict=True)]
+        return tuple(max(1, round(v)) for v in scaled)
+
+    def forward(self, sources: Mapping[str, Source], progress: Callable[[str], None] | None = None) -> Source:
+        """What the network sees: stacked by role, reoriented, resampled, scaled. Lazy, but for per-image statistics."""
+        missing = [r for r in self.roles if r not in sources]
+        if missing:
+            raise InputError("missing_channel", f"the bundle wants roles {list(self.roles)}, the case lacks {missing}")
+        scaled: list[Source] = []
+        first = sources[self.roles[0]].grid
+        for channel in self.channels:
+            source = sources[channel.role]
+            if source.grid.rank != len(self.windowing.size) or len(source.channels) != 1:
+                raise InputError(
+                    "wrong_channels",
+                    f"role {channel.role!r}: shape {source.grid.shape} with {len(source.channels)} channels; "
+                    f"the bundle wants rank {len(self.windowing.size)} with 1 channel",
+                )
+            if not source.grid.matches(first):
+                raise InputError(
+                    "grid_mismatch",
+                    f"role {channel.role!r} has shape {source.grid.shape} spacing {source.grid.spacing}, role "
+                    f"{self.roles[0]!r} {first.shape} {first.spacing}; resample the files of one case onto one grid",
+                )
+            scaled.append(self._channel(source, channel, first))
+        return scaled[0] if len(scaled) == 1 else StackedSource(*scaled)
+
+    def _channel(self, source: Source, channel: Channel, grid: Grid) -> Source:
+        order, flips = self.axes(grid)
+        turned = PermutedSource(source, order, flips)
+        scaled = ScaledSource(turned, channel)
+        shape = self.shape_for(turned.grid)
+        return scaled if shape == turned.grid.shape else ResampledSource(scaled, shape)
+
+    def labels_forward(self, source: Source) -> Source:
+        """The same geometry for a label image: nearest cell, values untouched."""
+        turned = PermutedSource(source, *self.axes(source.grid))
+        shape = self.shape_for(turned.grid)
+        return turned if shape == turned.grid.shape else ResampledSource(turned, shape, order=0)
+
+    def inverse(self, sink: Sink, grid: Grid) -> Sink:
+        """A sink for scores on the network's grid that writes to `sink` on the file's own `grid`."""
+        order, flips = self.axes(grid)
+        turned = grid.permute(order, flips)
+        own = PermutedSink(sink, turned.shape, order, flips)
+        shape = self.shape_for(turned)
+        return own if shape == turned.shape else ResampledSink(own, shape, turned.shape)
+
+    def axes(self, grid: Grid) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+        """Order and flips that bring a grid's axes closest to canonical (z, y, x rising); as stored when not wanted."""
+        if not self.canonical or grid.frame != RAS:
+            return tuple(range(grid.rank)), (False,) * grid.rank
+        return canonical_axes(grid)
+
+
+def canonical_axes(grid: Grid) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Order and flips to (z, y, x) with rising world coordinates: the assignment with the largest direction cosines."""
+    from scipy.optimize import linear_sum_assignment
+
+    cosines = grid.affine[:-1, :-1] / np.array(grid.spacing)
+    world, array = linear_sum_assignment(-np.abs(cosines))
+    axis_of_world = dict(zip(world.tolist(), array.tolist(), strict=True))
+    order = tuple(axis_of_world[w] for w in reversed(range(grid.rank)))
+    flips = tuple(bool(cosines[w, axis_of_world[w]] < 0) for w in reversed(range(grid.rank)))
+    return order, flips
+
+
+class ScaledSource:
+    """A one-channel source clipped and scaled by the contract; non-finite and invalid cells become 0 and not valid."""
+
+    def __init__(self, source: Source, channel: Channel) -> None:
+        self.source, self.channel = source, channel
+        self.grid, self.channels, self.dtype = source.grid, (channel.role,), np.dtype("float32")
+        self.shift, self.scale = channel.shift, channel.scale
+        if channel.scaling == "zscore":
+            self.shift, self.scale = image_statistics(source, channel)
+
+    def read(self, window: Window) -> Image:
+        image = self.source.read(window)
+        array, valid = clipped(image, self.channel)
+        array = (array - np.float32(self.shift)) / np.float32(self.scale)
+        if not valid.all():
+            array = np.where(valid, array, np.float32(0))
+        return Image(array, image.grid, self.channels, valid)
+
+
+def clipped(image: Image, channel: Channel) -> tuple[np.ndarray, np.ndarray]:
+    """Values float32 after the clip, and where they may be used (valid and finite)."""
+    array = image.array.astype(np.float32)
+    valid = np.isfinite(array[0])
+    if image.valid is not None:
+        valid &= image.valid
+    if channel.clip is not None:
+        array = np.clip(array, *channel.clip)
+    return array, valid
+
+
+def image_statistics(source: Source, channel: Channel) -> tuple[float, float]:
+    """Mean and standard deviation over the image in one pass of slabs (float64, merged by Chan's formula).
+
+    Raises InputError("non_finite") when too many values are unusable, ("empty_image") when none differs.
+    """
+    count, mean, m2, bad, total = 0, 0.0, 0.0, 0, 0
+    for window in slabs(source.grid.shape):
+        array, valid = clipped(source.read(window), channel)
+        total, bad = total + valid.size, bad + int(valid.size - valid.sum())
+        if channel.foreground_above is not None:
+            valid = valid & (array[0] > channel.foreground_above)
+        values = array[0][valid].astype(np.float64)
+        if values.size:
+            n, slab_mean = values.size, float(values.mean())
+            delta = slab_mean - mean
+            m2 += float(((values - slab_mean) ** 2).sum()) + delta**2 * count * n / (count + n)
+            mean += delta * n / (count + n)
+            count += n
+    if bad > LARGEST_INVALID_SHARE * total:
+        raise InputError(
+            "non_finite", f"role {channel.role!r}: {bad} of {total} values are NaN or infinite; at most 5 % may be"
+        )
+    if count == 0 or m2 <= 0:
+        raise InputError("empty_image", f"role {channel.role!r}: no value differs from another; nothing to segment")
+    return mean, float(np.sqrt(m2 / count))
+
+
+def slabs(shape: tuple[int, ...]) -> list[Window]:
+    """Whole planes of axis 0 in pieces of about SLAB_VOXELS cells."""
+    rows = max(1, SLAB_VOXELS // max(1, int(np.prod(shape[1:]))))
+    return [
+        Window(start=(r, *(0 for _ in shape[1:])), size=(min(rows, shape[0] - r), *shape[1:]))
+        for r in range(0, shape[0], rows)
+    ]

@@ -1,0 +1,159 @@
+"""Cut any shape into windows, weigh, stitch, and hand on finished slabs; any rank.
+
+Per axis of length n, window w, overlap o: starts 0, w-o, 2(w-o), ..., last at n-w. Windows come in C order, so when one
+starts at row s of axis 0, all rows below s are final.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medmamba.errors import ConfigError, GeometryError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """A box of index space: first cell and number of cells, array order. `start` may be negative only before `clip`."""
+
+    start: tuple[int, ...]
+    size: tuple[int, ...]
+
+    @classmethod
+    def whole(cls, shape: Sequence[int]) -> Window:
+        return cls(start=(0,) * len(shape), size=tuple(shape))
+
+    @property
+    def slices(self) -> tuple[slice, ...]:
+        return tuple(slice(s, s + n) for s, n in zip(self.start, self.size, strict=True))
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        return tuple(s + n for s, n in zip(self.start, self.size, strict=True))
+
+    def clip(self, shape: Sequence[int]) -> Window:
+        """The part that lies inside an array of `shape`."""
+        start = tuple(min(max(s, 0), n) for s, n in zip(self.start, shape, strict=True))
+        stop = tuple(min(max(e, 0), n) for e, n in zip(self.stop, shape, strict=True))
+        return Window(start=start, size=tuple(max(e - s, 0) for s, e in zip(start, stop, strict=True)))
+
+    def scaled(self, factor: Sequence[float]) -> Window:
+        """The smallest window that covers this one after every axis is multiplied by `factor`."""
+        start = tuple(int(np.floor(s * f)) for s, f in zip(self.start, factor, strict=True))
+        stop = tuple(int(np.ceil(e * f)) for e, f in zip(self.stop, factor, strict=True))
+        return Window(start=start, size=tuple(e - s for s, e in zip(start, stop, strict=True)))
+
+    def require_inside(self, shape: Sequence[int]) -> None:
+        """Raises GeometryError when any cell lies outside an array of `shape`."""
+        if len(shape) != len(self.start) or self.clip(shape) != self:
+            raise GeometryError(f"window start {self.start} size {self.size} leaves the image of shape {tuple(shape)}")
+
+
+def gaussian_weights(n: int, overlap: int) -> np.ndarray:
+    """MONAI's and nnU-Net's importance map along one axis: sigma = n/8, centre 1."""
+    position = np.arange(n) - (n - 1) / 2
+    return np.exp(-0.5 * (position / (0.125 * n)) ** 2)
+
+
+def ramp_weights(n: int, overlap: int) -> np.ndarray:
+    """Linear rise over the overlap, 1 inside, never 0."""
+    i = np.arange(n)
+    return np.minimum(1.0, np.minimum((i + 1) / (overlap + 1), (n - i) / (overlap + 1)))
+
+
+WEIGHTS = {"gaussian": gaussian_weights, "ramp": ramp_weights}
+LEAST_WEIGHT = 1e-3  # MONAI's floor for the product of the Gaussian axes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Windowing:
+    """How an image is cut: window `size` and `overlap` in cells per axis, blending `weights`, `pad` where too small.
+
+    `skip_below`: a window whose values are all at or below this (after preprocessing) or all invalid is not shown to
+    the network and scores as background; None = every window is computed.
+    """
+
+    size: tuple[int, ...]
+    overlap: tuple[int, ...]
+    weights: str = "gaussian"
+    pad: str = "edge"
+    skip_below: float | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.size) != len(self.overlap):
+            raise ConfigError(f"window size {self.size} and overlap {self.overlap} have different ranks")
+        if any(not 0 <= o < w for w, o in zip(self.size, self.overlap, strict=True)):
+            raise ConfigError(f"overlap {self.overlap} must lie in 0..size-1 of {self.size} on each axis")
+        if self.weights not in WEIGHTS:
+            raise ConfigError(f"window weights {self.weights!r} unknown; known: {', '.join(WEIGHTS)}")
+
+    def starts(self, shape: Sequence[int]) -> list[list[int]]:
+        """Starts per axis for an image at least as large as the window."""
+        return [axis_starts(n, w, o) for n, w, o in zip(shape, self.size, self.overlap, strict=True)]
+
+    def windows(self, shape: Sequence[int]) -> list[Window]:
+        """All windows in C order."""
+        return [Window(start=start, size=self.size) for start in product(*self.starts(shape))]
+
+    def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Blending weight of one window, shape `size`."""
+        weight = torch.ones((), dtype=torch.float64)
+        for w, o in zip(self.size, self.overlap, strict=True):
+            weight = weight.unsqueeze(-1) * torch.from_numpy(WEIGHTS[self.weights](w, o))
+        return weight.clamp_min(LEAST_WEIGHT).to(dtype)
+
+
+def axis_starts(n: int, w: int, o: int) -> list[int]:
+    """Window starts on an axis of `n` cells, window `w`, overlap `o`; the last one ends at n. Needs n >= w."""
+    if n < w:
+        raise GeometryError(f"axis of {n} cells is shorter than the window of {w}; pad it first")
+    starts = list(range(0, n - w + 1, w - o))
+    return starts if starts[-1] == n - w else [*starts, n - w]
+
+
+class Stitcher:
+    """Weighted mean of overlapping windows, kept only for the rows that a later window can still touch.
+
+    `add` takes windows in C order and yields finished slabs `(window, scores (K, rows, ...))`; `finish` the rest.
+    Holds (K + 1) * window depth * plane numbers, whatever the length of axis 0.
+    """
+
+    def __init__(
+        self, classes: int, shape: Sequence[int], windowing: Windowing, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.shape, self.depth = tuple(shape), windowing.size[0]
+        self.weight = windowing.weight(dtype)
+        self.sums = torch.zeros(classes, self.depth, *self.shape[1:], dtype=dtype)
+        self.total = torch.zeros(1, self.depth, *self.shape[1:], dtype=dtype)
+        self.row = 0
+
+    def add(self, window: Window, scores: Tensor | None) -> Iterator[tuple[Window, Tensor]]:
+        """Adds the scores (K, *window.size) of one window (None: all 0); yields what became final before it."""
+        if window.start[0] > self.row:
+            yield self._hand_out(window.start[0])
+        place = (slice(None), slice(None), *window.slices[1:])
+        if scores is not None:
+            self.sums[place].addcmul_(scores.to(self.sums.dtype), self.weight)
+        self.total[place] += self.weight
+
+    def finish(self) -> Iterator[tuple[Window, Tensor]]:
+        """Yields the last slab."""
+        yield self._hand_out(self.shape[0])
+
+    def _hand_out(self, row: int) -> tuple[Window, Tensor]:
+        rows = row - self.row
+        start = (self.row, *(0 for _ in self.shape[1:]))
+        finished = self.sums[:, :rows] / self.total[:, :rows]
+        for buffer in (self.sums, self.total):
+            for i in range(self.depth):  # planes move down one by one: no copy of the whole buffer
+                if i + rows < self.depth:
+                    buffer[:, i] = buffer[:, i + rows]
+                else:
+                    buffer[:, i] = 0
+        self.row = row
+        return Window(start=start, size=(rows, *self.shape[1:])), finished

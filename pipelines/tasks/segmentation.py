@@ -1,0 +1,94 @@
+"""Labels from scores: one class a voxel by arg-max; volumes and intensities per label on the file's own grid.
+
+Settings (in the bundle): `labels` {"1": "grey matter", ...} network class -> name, `values` an optional map of
+network class -> integer written (the user's own integers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from medmamba.errors import ConfigError
+from medmamba.grid import Grid
+from medmamba.source import Source
+from medmamba.windows import Window
+
+SUFFIX = "dseg"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """`names` by network class (background 0 left out), `values` the integer written for each class."""
+
+    names: Mapping[int, str]
+    values: Mapping[int, int]
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Segmentation:
+        """From a bundle's task entry. Raises ConfigError when labels are missing or two share a value."""
+        if not settings.get("labels"):
+            raise ConfigError('task segmentation needs labels, for example {"1": "liver"}')
+        names = {int(k): str(v) for k, v in settings["labels"].items()}
+        values = {0: 0} | {k: k for k in names} | {int(k): int(v) for k, v in settings.get("values", {}).items()}
+        if len(set(values.values())) != len(values):
+            raise ConfigError(f"task segmentation: two classes share a written value in {values}")
+        return cls(names=names, values=values)
+
+    @property
+    def written_names(self) -> dict[int, str]:
+        """Names by written value, background included."""
+        return {0: "background"} | {self.values[k]: v for k, v in self.names.items()}
+
+    def decode(self, scores: np.ndarray) -> np.ndarray:
+        """Scores (K, *space) -> written labels (1, *space); running maximum, first class wins a tie."""
+        best, label = scores[0].copy(), np.zeros(scores.shape[1:], dtype=np.int32)
+        for k in range(1, len(scores)):
+            better = scores[k] > best
+            best[better] = scores[k][better]
+            label[better] = self.values.get(k, k)
+        return label[None]
+
+    def summary(self, labels: np.ndarray, source: Source) -> dict[str, Any]:
+        """Per written label: voxels, volume_ml, intensity mean/std (null where undefined), truncated at the border."""
+        grid = source.grid
+        ml = grid.cell_volume / 1000.0
+        sums = {v: np.zeros(3) for v in self.written_names if v}
+        for row in range(0, grid.shape[0], rows_of(grid)):
+            size = (min(rows_of(grid), grid.shape[0] - row), *grid.shape[1:])
+            window = Window(start=(row, *(0 for _ in size[1:])), size=size)
+            values = source.read(window).array[0].astype(np.float64)
+            part = labels[window.slices]
+            for value, total in sums.items():
+                inside = values[part == value]
+                inside = inside[np.isfinite(inside)]
+                total += (inside.size, inside.sum(), (inside**2).sum())
+        return {"labels": {str(v): self._row(v, labels, sums[v], ml) for v in sums}}
+
+    def _row(self, value: int, labels: np.ndarray, sums: np.ndarray, ml: float) -> dict[str, Any]:
+        voxels = int((labels == value).sum())
+        n, total, squares = sums
+        mean = float(total / n) if n else None
+        std = float(np.sqrt(max(squares / n - (total / n) ** 2, 0.0))) if n else None
+        return {
+            "name": self.written_names[value],
+            "voxels": voxels,
+            "volume_ml": voxels * ml,
+            "intensity_mean": mean,
+            "intensity_std": std,
+            "truncated": touches_border(labels, value),
+        }
+
+
+def rows_of(grid: Grid) -> int:
+    """Rows of axis 0 that hold about four million cells."""
+    return max(1, 4_000_000 // max(1, int(np.prod(grid.shape[1:]))))
+
+
+def touches_border(labels: np.ndarray, value: int) -> bool:
+    """Whether a label has a voxel on any face of the image (then its volume is a lower bound)."""
+    faces = [np.take(labels, end, axis=axis) for axis in range(labels.ndim) for end in (0, -1)]
+    return any(bool((face == value).any()) for face in faces)

@@ -1,0 +1,191 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from medmamba.errors import ConfigError, GeometryError, InputError
+from medmamba.grid import Grid
+from medmamba.infer import infer
+from medmamba.sample import Image
+from medmamba.source import ArraySink, ArraySource, PaddedSource, PermutedSink, PermutedSource, StackedSource, read_all
+from medmamba.windows import WEIGHTS, Window, Windowing, axis_starts
+
+
+def source_of(array: np.ndarray) -> ArraySource:
+    channels = tuple(f"c{i}" for i in range(len(array)))
+    return ArraySource(Image(array, Grid(array.shape[1:], np.eye(array.ndim)), channels))
+
+
+@st.composite
+def cuts(draw: st.DrawFn) -> tuple[tuple[int, ...], Windowing]:
+    rank = draw(st.integers(1, 3))
+    top = {1: 60, 2: 24, 3: 13}[rank]
+    shape = tuple(draw(st.integers(1, top)) for _ in range(rank))
+    size = tuple(draw(st.integers(1, 8)) for _ in range(rank))
+    overlap = tuple(draw(st.integers(0, w - 1)) for w in size)
+    return shape, Windowing(size=size, overlap=overlap, weights=draw(st.sampled_from(sorted(WEIGHTS))))
+
+
+class Constant(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(x, 3.7)
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 39))
+def test_starts_cover_the_axis_and_end_on_it(n: int, w: int, o: int) -> None:
+    w, o = min(w, n), min(o, min(w, n) - 1)
+    starts = axis_starts(n, w, o)
+    assert starts[0] == 0
+    assert starts[-1] == n - w
+    assert all(0 < b - a <= w - o for a, b in pairwise(starts))
+
+
+@settings(max_examples=300)
+@given(cuts(), st.integers(1, 3))
+def test_identity_network_gives_the_image_back(cut: tuple[tuple[int, ...], Windowing], batch: int) -> None:
+    shape, windowing = cut
+    array = np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+    sink = ArraySink(2, shape)
+    infer(nn.Identity(), source_of(array), sink, classes=2, windowing=windowing, batch=batch)
+    np.testing.assert_allclose(sink.array, array, atol=1e-6 * np.abs(array).max(), rtol=0)
+    assert (sink.array.argmax(0) == array.argmax(0)).all() or np.abs(np.diff(array, axis=0)).min() < 1e-5
+
+
+@given(cuts())
+def test_constant_in_constant_out(cut: tuple[tuple[int, ...], Windowing]) -> None:
+    shape, windowing = cut
+    exact, close = ArraySink(1, shape, "float64"), ArraySink(1, shape)
+    source = source_of(np.zeros((1, *shape), np.float32))
+    infer(Constant(), source, exact, classes=1, windowing=windowing, sums=torch.float64)
+    infer(Constant(), source, close, classes=1, windowing=windowing)
+    np.testing.assert_allclose(exact.array, np.float32(3.7), rtol=1e-15)
+    np.testing.assert_allclose(close.array, 3.7, rtol=1e-6)
+
+
+@given(cuts())
+def test_slabs_equal_the_weighted_mean_of_the_whole(cut: tuple[tuple[int, ...], Windowing]) -> None:
+    """Streamed = whole: the sums of all windows in one big array, in the same order, bit for bit."""
+    shape, windowing = cut
+    shape = tuple(max(n, w) for n, w in zip(shape, windowing.size, strict=True))
+    array = np.random.default_rng(1).normal(size=(1, *shape)).astype(np.float32)
+    sink = ArraySink(1, shape)
+    infer(nn.Identity(), source_of(array), sink, classes=1, windowing=windowing)
+    sums, total, weight = torch.zeros(1, *shape), torch.zeros(shape), windowing.weight()
+    for window in windowing.windows(shape):
+        sums[(slice(None), *window.slices)].addcmul_(torch.from_numpy(array[(slice(None), *window.slices)]), weight)
+        total[window.slices] += weight
+    assert np.array_equal(sink.array, (sums / total).numpy())
+
+
+def test_labels_equal_monai() -> None:
+    from monai.inferers import sliding_window_inference
+
+    torch.manual_seed(0)
+    network = nn.Conv3d(1, 4, 3, padding=1)
+    array = np.random.default_rng(2).normal(size=(1, 21, 18, 25)).astype(np.float32)
+    sink = ArraySink(4, array.shape[1:])
+    windowing = Windowing(size=(12, 12, 12), overlap=(6, 6, 6))
+    infer(network, source_of(array), sink, classes=4, windowing=windowing)
+    with torch.inference_mode():
+        other = sliding_window_inference(
+            torch.from_numpy(array)[None], (12, 12, 12), 1, network, overlap=0.5, mode="gaussian"
+        )
+    np.testing.assert_allclose(sink.array, np.asarray(other)[0], atol=1e-6)
+    assert (sink.array.argmax(0) == np.asarray(other)[0].argmax(0)).all()
+
+
+def test_a_skipped_window_scores_zero() -> None:
+    array = np.zeros((1, 4, 32), np.float32)
+    array[..., 24:] = 1
+    sink = ArraySink(1, (4, 32))
+    notes = infer(
+        Constant(),
+        source_of(array),
+        sink,
+        classes=1,
+        windowing=Windowing(size=(4, 8), overlap=(0, 0), skip_below=0.0),
+    )
+    assert notes.skipped == 3
+    np.testing.assert_allclose(sink.array[..., 24:], 3.7, rtol=1e-6)
+    assert not sink.array[..., :24].any()
+
+
+class Hungry(nn.Module):
+    """Runs out of memory above a batch."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError("made up: out of memory")
+        return x.clone()
+
+
+def test_out_of_memory_halves_the_batch_and_says_so() -> None:
+    array = np.random.default_rng(3).normal(size=(1, 40)).astype(np.float32)
+    sink = ArraySink(1, (40,))
+    windowing = Windowing(size=(4,), overlap=(2,))
+    notes = infer(Hungry(2), source_of(array), sink, classes=1, windowing=windowing, batch=8)
+    np.testing.assert_allclose(sink.array, array, atol=1e-6)
+    assert notes.batch == 2
+    assert len(notes.steps) == 2
+    with pytest.raises(InputError) as caught:
+        infer(Hungry(0), source_of(array), sink, classes=1, windowing=windowing, batch=2)
+    assert caught.value.code == "too_large"
+
+
+def test_other_errors_pass_through() -> None:
+    class Broken(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("shapes do not fit")
+
+    array = np.zeros((1, 9), np.float32)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        infer(Broken(), source_of(array), ArraySink(1, (9,)), classes=1, windowing=Windowing(size=(4,), overlap=(0,)))
+
+
+@given(cuts(), st.sampled_from(["edge", "constant"]))
+def test_padded_window_equals_padded_whole(cut: tuple[tuple[int, ...], Windowing], mode: str) -> None:
+    shape, windowing = cut
+    array = np.random.default_rng(4).integers(0, 99, (1, *shape))
+    before, after = [w // 2 for w in windowing.size], list(windowing.size)
+    padded = PaddedSource(source_of(array), before, after, mode)
+    widths = [(0, 0), *zip(before, after, strict=True)]
+    whole = np.pad(array, widths, mode="edge" if mode == "edge" else "constant")
+    assert np.array_equal(read_all(padded).array, whole)
+    window = Window(start=tuple(0 for _ in shape), size=windowing.size)
+    assert np.array_equal(padded.read(window).array, whole[(slice(None), *window.slices)])
+
+
+@given(st.permutations([0, 1, 2]), st.tuples(st.booleans(), st.booleans(), st.booleans()), st.integers(0, 1000))
+def test_permuted_source_and_sink_are_inverse(order: list[int], flips: tuple[bool, ...], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    array = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
+    view = PermutedSource(source_of(array), order, flips)
+    back = ArraySink(2, array.shape[1:])
+    sink = PermutedSink(back, view.grid.shape, order, flips)
+    for window in Windowing(size=(2, 2, 2), overlap=(0, 1, 1)).windows(view.grid.shape):
+        sink.write(window, view.read(window).array)
+    assert np.array_equal(back.array, array)
+
+
+def test_stacked_sources_must_lie_on_one_grid() -> None:
+    a, b = source_of(np.ones((1, 4, 4))), source_of(np.zeros((2, 4, 4)))
+    assert StackedSource(a, b).read(Window.whole((4, 4))).array.shape == (3, 4, 4)
+    with pytest.raises(GeometryError, match="grids differ"):
+        StackedSource(a, source_of(np.zeros((1, 4, 5))))
+
+
+def test_bad_windowing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="overlap"):
+        Windowing(size=(4, 4), overlap=(4, 0))
+    with pytest.raises(ConfigError, match="known: gaussian, ramp"):
+        Windowing(size=(4,), overlap=(0,), weights="hann")
+    with pytest.raises(GeometryError, match="leaves the image"):
+        Window(start=(3,), size=(4,)).require_inside((6,))
