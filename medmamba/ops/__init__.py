@@ -1,0 +1,1 @@
+"""Operators: pure functions of tensors, each with its slow, obvious definition beside it."""

@@ -1,0 +1,66 @@
+"""Which form of the scan serves: the native kernel where it can be built, pure torch everywhere else."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from medmamba.errors import ConfigError
+from medmamba.ops.scan_build import NativeUnavailableError, library, supported_isas
+
+BACKENDS = ("auto", "native", "torch")
+
+
+@functools.cache
+def native_isa() -> tuple[str | None, str]:
+    """The instruction set whose library is loaded, or None; and the reason when there is none."""
+    reasons = []
+    for isa in supported_isas():
+        try:
+            library(isa)
+        except (NativeUnavailableError, OSError) as error:
+            reasons.append(str(error))
+        else:
+            return isa, ""
+    return None, "; ".join(dict.fromkeys(reasons))
+
+
+def resolve(backend: str, like: Tensor) -> tuple[str, str]:
+    """Backend and instruction set ("" for torch) that serve a tensor like `like`.
+
+    float64 and other devices are served by torch whatever is asked. `native` is one instruction set chosen by the
+    machine; "native:avx2" and the like ask for one. Raises ConfigError for an unknown name, or when `native` is
+    asked for by name and is not there.
+    """
+    name, _, isa = backend.partition(":")
+    if name not in BACKENDS or (isa and isa not in supported_isas()):
+        raise ConfigError(f"unknown scan backend {backend!r}; known here: {', '.join(available_backends())}, auto")
+    if name == "torch" or like.device.type != "cpu" or like.dtype != torch.float32:
+        return "torch", ""
+    if isa:
+        return "native", isa
+    found, reason = native_isa()
+    if found is not None:
+        return "native", found
+    if name == "native":
+        raise ConfigError(f"scan backend 'native' is not available: {reason}; use 'auto' or 'torch'")
+    return "torch", ""
+
+
+def available_backends() -> tuple[str, ...]:
+    """Names that `selective_scan(backend=...)` takes on this machine, one for each instruction set."""
+    found, _ = native_isa()
+    return ("torch",) if found is None else ("torch", *(f"native:{isa}" for isa in supported_isas()))
+
+
+def backend_report() -> dict[str, str | int]:
+    """What serves float32 scans on the CPU here: backend, instruction set, threads, and why not native if it is not."""
+    found, reason = native_isa()
+    return {
+        "backend": "native" if found else "torch",
+        "isa": found or torch.backends.cpu.get_cpu_capability().lower(),
+        "threads": torch.get_num_threads(),
+        "fallback_reason": reason,
+    }

@@ -1,0 +1,46 @@
+"""`SYSTEMS`: every system of the golden cases that is built, by the name of its folder. One line and one file each."""
+
+from tests.golden.adapters import (
+    efficientvim,
+    efficientvmamba,
+    groupmamba,
+    hrvmamba_dvss,
+    hydra,
+    mamba2_ssd,
+    mamba_block,
+    mamba_s6_op,
+    mambaout,
+    mhsvm,
+    msvmamba,
+    plainmamba,
+    s4d,
+    segmamba,
+    umamba,
+    vig,
+    vim,
+    vmamba,
+    vssd,
+)
+from tests.golden.case import Adapter
+
+SYSTEMS: dict[str, Adapter] = {
+    "efficientvim": efficientvim.build,
+    "efficientvmamba": efficientvmamba.build,
+    "groupmamba": groupmamba.build,
+    "hrvmamba_dvss": hrvmamba_dvss.build,
+    "hydra": hydra.build,
+    "mamba2_ssd": mamba2_ssd.build,
+    "mamba_block": mamba_block.build,
+    "mamba_s6_op": mamba_s6_op.build,
+    "mambaout": mambaout.build,
+    "mhsvm": mhsvm.build,
+    "msvmamba": msvmamba.build,
+    "plainmamba": plainmamba.build,
+    "s4d": s4d.build,
+    "segmamba": segmamba.build,
+    "umamba": umamba.build,
+    "vig": vig.build,
+    "vim": vim.build,
+    "vmamba": vmamba.build,
+    "vssd": vssd.build,
+}
