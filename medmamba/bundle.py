@@ -26,7 +26,7 @@ Builder = Callable[[Mapping[str, Any]], nn.Module]
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """`network` a name of the networks table, `config` its settings, `task` {"name", ...}, `weights` one file a fold."""
+    """`network` a name of the networks table, `config` its settings, `task` {"name", ...}, `weights` a file a fold."""
 
     name: str
     network: str

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from medmamba.errors import ConfigError, InputError
 from medmamba.grid import RAS, Grid
 from medmamba.resample import ResampledSink, ResampledSource
 from medmamba.sample import Image
-from medmamba.source import PermutedSink, PermutedSource, Sink, Source, StackedSource
+from medmamba.source import PermutedSink, PermutedSource, SelectedSource, Sink, Source, StackedSource
 from medmamba.windows import Window, Windowing
 
 LARGEST_INVALID_SHARE = 0.05  # more NaN or Inf than this and the case is refused as non_finite
@@ -24,13 +25,14 @@ SLAB_VOXELS = 4_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Channel:
-    """One input channel: its `role`, clip in file units, then scaling.
+    """One input channel: its `role`, the `volume` of a 4D file (None: it must be 3D), clip in file units, scaling.
 
     scaling "fixed": (x - shift) / scale; "zscore": mean and standard deviation of the whole image (over values above
     `foreground_above` when given), found by one streaming pass before the first window.
     """
 
     role: str
+    volume: int | None = None
     clip: tuple[float, float] | None = None
     scaling: str = "zscore"
     shift: float = 0.0
@@ -64,7 +66,8 @@ class Preprocessing:
 
     @property
     def roles(self) -> tuple[str, ...]:
-        return tuple(c.role for c in self.channels)
+        """Roles of the files, each once, in order of the channels."""
+        return tuple(dict.fromkeys(c.role for c in self.channels))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -95,6 +98,8 @@ class Preprocessing:
         first = sources[self.roles[0]].grid
         for channel in self.channels:
             source = sources[channel.role]
+            if channel.volume is not None and channel.volume < len(source.channels):
+                source = SelectedSource(source, channel.volume)
             if source.grid.rank != len(self.windowing.size) or len(source.channels) != 1:
                 raise InputError(
                     "wrong_channels",
@@ -140,14 +145,10 @@ class Preprocessing:
 
 def canonical_axes(grid: Grid) -> tuple[tuple[int, ...], tuple[bool, ...]]:
     """Order and flips to (z, y, x) with rising world coordinates: the assignment with the largest direction cosines."""
-    from scipy.optimize import linear_sum_assignment
-
     cosines = grid.affine[:-1, :-1] / np.array(grid.spacing)
-    world, array = linear_sum_assignment(-np.abs(cosines))
-    axis_of_world = dict(zip(world.tolist(), array.tolist(), strict=True))
-    order = tuple(axis_of_world[w] for w in reversed(range(grid.rank)))
-    flips = tuple(bool(cosines[w, axis_of_world[w]] < 0) for w in reversed(range(grid.rank)))
-    return order, flips
+    worlds = range(grid.rank - 1, -1, -1)
+    order = max(permutations(range(grid.rank)), key=lambda axes: sum(abs(cosines[w, a]) for w, a in zip(worlds, axes)))
+    return order, tuple(bool(cosines[w, a] < 0) for w, a in zip(worlds, order))
 
 
 class ScaledSource:

@@ -94,6 +94,20 @@ class StackedSource:
         return Image(np.concatenate([i.array for i in images]), images[0].grid, self.channels, valid)
 
 
+class SelectedSource:
+    """One channel of a source."""
+
+    def __init__(self, source: Source, channel: int) -> None:
+        self.source, self.channel = source, channel
+        self.grid, self.dtype = source.grid, source.dtype
+        self.channels = (source.channels[channel],)
+
+    def read(self, window: Window) -> Image:
+        image = self.source.read(window)
+        array = image.array[self.channel : self.channel + 1]
+        return Image(array, image.grid, self.channels, image.valid)
+
+
 class PermutedSource:
     """A source seen with its array axes in another order and some reversed; no copy of the whole."""
 

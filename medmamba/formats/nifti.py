@@ -33,7 +33,7 @@ GEOMETRY_FIELDS = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"),
 )
-PIECE = 1 << 22
+PIECE = 1 << 18
 
 
 def find(folder: Path) -> list[Path]:

@@ -112,6 +112,15 @@ def test_bad_cases_have_their_codes() -> None:
         assert caught.value.code == code
 
 
+def test_a_4d_file_serves_a_contract_that_names_its_volume() -> None:
+    array = np.random.default_rng(0).normal(size=(3, 6, 7, 8)).astype(np.float32)
+    source = ArraySource(Image(array, Grid((6, 7, 8), np.eye(4), RAS), ("0", "1", "2")))
+    channels = tuple(Channel(role="dwi", volume=v, scaling="fixed") for v in (2, 0))
+    contract = Preprocessing(channels=channels, windowing=WINDOWING, canonical=False)
+    assert contract.roles == ("dwi",)
+    assert np.array_equal(read_all(contract.forward({"dwi": source})).array, array[[2, 0]])
+
+
 def test_json_round_trip_and_refusals() -> None:
     contract = Preprocessing(
         channels=(Channel(role="ct", clip=(-200.0, 300.0), scaling="fixed", shift=50.0, scale=250.0),),
