@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from medmamba.errors import ConfigError
 from medmamba.layers.mamba import inverse_softplus_steps
 from medmamba.ops.scan import selective_scan
+from medmamba.ops.scan_directions import Direction, all_directions, selective_scan_directions
+
+CROSS = all_directions(2)  # row-major, column-major, and the time reverse of both
 
 
 class ChannelLinear(nn.Linear):
@@ -83,7 +86,10 @@ class ClassHead(nn.Module):
 
 
 def cross_scan(x: Tensor) -> Tensor:
-    """(B, D, H, W) -> (B, 4, D, L): row-major, column-major, and the time reverse of both."""
+    """(B, D, H, W) -> (B, 4, D, L): row-major, column-major, and the time reverse of both.
+
+    With `cross_merge` the definition of what `ScanParameters.scan_map` does in place.
+    """
     forth = torch.stack([x.flatten(2), x.transpose(2, 3).flatten(2)], dim=1)
     return torch.cat([forth, forth.flip(-1)], dim=1)
 
@@ -135,6 +141,27 @@ class ScanParameters(nn.Module):
         )
         return y.reshape(batch, count, inner, length)
 
+    def scan_map(self, x: Tensor, directions: Sequence[Direction]) -> Tensor:
+        """(B, D, H, W) -> (B, D, H, W): the map scanned in each of the K directions in place, the results summed."""
+        inner = x.shape[1]
+        pixels = x.movedim(1, -1)
+        projected = F.linear(pixels, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (len(directions), -1))
+        dt, B, C = projected.movedim(-2, 1).split([self.rank, self.state, self.state], dim=-1)
+        y = selective_scan_directions(
+            pixels,
+            dt,
+            -torch.exp(self.A_logs).view(-1, inner, self.state),
+            B,
+            C,
+            self.Ds.view(-1, inner),
+            self.dt_projs_bias,
+            delta_softplus=True,
+            directions=directions,
+            delta_weight=self.dt_projs_weight,
+        )
+        assert isinstance(y, Tensor)
+        return y.movedim(-1, 1)
+
 
 class SS2D(ScanParameters):
     """Four-direction scan of a map (B, C, H, W): in_proj, depthwise conv, SiLU, scan and sum, norm, gate, out_proj.
@@ -170,7 +197,7 @@ class SS2D(ScanParameters):
         if self.gate:
             x, z = x.chunk(2, dim=1)
         x = F.silu(self.conv2d(x))
-        y = self.out_norm(cross_merge(self.scan(cross_scan(x)), *x.shape[2:]))
+        y = self.out_norm(self.scan_map(x, CROSS))
         return self.out_proj(y if z is None else y * F.silu(z))
 
 

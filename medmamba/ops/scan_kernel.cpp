@@ -38,13 +38,22 @@ inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 inline vf all(float x) { return vf{} + x; }
 inline float total(vf v) { float s = 0; for (int i = 0; i < V; ++i) s += v[i]; return s; }
 
+// Larger and smaller of a bound and x; a NaN in x stays.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+inline vf maxv(vf bound, vf x) { return (vf)_mm256_max_ps((__m256)bound, (__m256)x); }
+inline vf minv(vf bound, vf x) { return (vf)_mm256_min_ps((__m256)bound, (__m256)x); }
+#else
+inline vf maxv(vf bound, vf x) { return x < bound ? bound : x; }
+inline vf minv(vf bound, vf x) { return x > bound ? bound : x; }
+#endif
+
 // 2^x, relative error 4e-9 before rounding, 2^0 == 1 exactly; NaN stays NaN, overflow saturates, underflow is 1e-38.
 inline vf exp2v(vf x) {
 #if defined(__AVX512F__)
     vf k = (vf)_mm512_roundscale_ps((__m512)x, 8);
 #else
-    x = x < all(-126.f) ? all(-126.f) : x;
-    x = x > all(127.9999f) ? all(127.9999f) : x;
+    x = maxv(all(-126.f), x);
+    x = minv(all(127.9999f), x);
     const vf magic = all(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer kept in the low bits
     vf shifted = x + magic;
     vf k = shifted - magic;
@@ -154,7 +163,9 @@ struct Chunk {
 
 inline Chunk chunk_at(const ScanShape& s, int64_t k, int64_t index) {
     Chunk c;
+    c.steps = 0;
     const int64_t first = index * T;
+    if (first < 0 || first >= s.length) return c;
     c.steps = int(s.length - first < T ? s.length - first : T);
     const bool back = !s.order && (s.reverse_mask >> k & 1);
     c.run = s.order ? 0 : back ? -1 : 1;
@@ -207,6 +218,13 @@ inline void write_tile(float* base, int64_t stride, int64_t cstride, int count, 
         float* to = base + c.at[t] * stride;
         for (int i = 0; i < count; ++i) to[i * cstride] = tile[t][i] + (add ? to[i * cstride] : 0.f);
     }
+}
+
+// Ask for the tile that the next chunk will read (or write) at the same channels; only where a row is one cache line.
+template <bool WRITE>
+inline void fetch_tile(const float* base, int64_t stride, int64_t cstride, const Chunk& next) {
+    if (cstride == 1)
+        for (int t = 0; t < next.steps; ++t) __builtin_prefetch(base + next.at[t] * stride, WRITE);
 }
 
 // B, C or the rank form of delta of a chunk as (steps, count).
@@ -376,7 +394,7 @@ int forward_task(const ScanShape& s, const Task& job) {
             store(skip + i * V, channel_row(s.D, row, n));
         }
         for (int64_t q = 0; q < chunks; ++q) {
-            const Chunk c = chunk_at(s, k, q);
+            const Chunk c = chunk_at(s, k, q), next = chunk_at(s, k, q + 1);
             read_rows(s.B + job.b * s.Bb + k * s.Bk + job.g * s.Bg, s.Bl, s.Bn, N, c, B);
             read_rows(s.C + job.b * s.Cb + k * s.Ck + job.g * s.Cg, s.Cl, s.Cn, N, c, C);
             const float* delta = s.delta + job.b * s.db + k * s.dk;
@@ -388,6 +406,9 @@ int forward_task(const ScanShape& s, const Task& job) {
                 if (s.borders)
                     std::memcpy(s.borders + ((bk * chunks + q) * s.groups + job.g) * border + (job.first + i) * V * N, h,
                                 N * V * sizeof(float));
+                fetch_tile<false>(s.u + job.b * s.ub + channel * s.uc, s.ul, s.uc, next);
+                fetch_tile<true>(s.y + job.b * s.yb + channel * s.yc, s.yl, s.yc, next);
+                if (!R) fetch_tile<false>(delta + channel * s.dc, s.dl, s.dc, next);
                 read_tile(s.u + job.b * s.ub + channel * s.uc, s.ul, s.uc, n, c, u);
                 delta_tile(s, R, rows, w + i * R * V, delta + channel * s.dc, n, c, dt);
                 make_dt(s, c.steps, load(bias + i * V), u, dt, du, nullptr);
@@ -437,7 +458,7 @@ int backward_task(const ScanShape& s, const Task& job) {
         std::memset(dD, 0, blocks * V * sizeof(double));
         std::memset(dbias, 0, blocks * V * sizeof(double));
         for (int64_t q = chunks - 1; q >= 0; --q) {
-            const Chunk c = chunk_at(s, k, q);
+            const Chunk c = chunk_at(s, k, q), next = chunk_at(s, k, q - 1);
             read_rows(s.B + job.b * s.Bb + k * s.Bk + job.g * s.Bg, s.Bl, s.Bn, N, c, B);
             read_rows(s.C + job.b * s.Cb + k * s.Ck + job.g * s.Cg, s.Cl, s.Cn, N, c, C);
             const float* delta = s.delta + job.b * s.db + k * s.dk;
@@ -448,6 +469,11 @@ int backward_task(const ScanShape& s, const Task& job) {
             for (int64_t i = 0; i < blocks; ++i) {
                 const int n = lanes_of(s, job.first + i);
                 const int64_t channel = job.g * s.width + (job.first + i) * V;
+                fetch_tile<false>(s.u + job.b * s.ub + channel * s.uc, s.ul, s.uc, next);
+                fetch_tile<false>(s.dy + job.b * s.gb + channel * s.gc, s.gl, s.gc, next);
+                fetch_tile<true>(s.du + job.b * s.yb + channel * s.yc, s.yl, s.yc, next);
+                if (!R) fetch_tile<false>(delta + channel * s.dc, s.dl, s.dc, next);
+                if (!R) fetch_tile<true>(s.ddelta + job.b * s.fb + k * s.fk + channel * s.fc, s.fl, s.fc, next);
                 read_tile(s.u + job.b * s.ub + channel * s.uc, s.ul, s.uc, n, c, u);
                 read_tile(s.dy + job.b * s.gb + channel * s.gc, s.gl, s.gc, n, c, dy);
                 delta_tile(s, R, rows, w + i * R * V, delta + channel * s.dc, n, c, dt);

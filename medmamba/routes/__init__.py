@@ -5,6 +5,7 @@
 A new route is one file and one line in `ROUTES`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -40,18 +41,23 @@ ROUTES: dict[str, Callable[..., Tensor]] = {
     "morton": morton,
 }
 
+REMEMBERED_POSITIONS = 2**18  # with 64 orders kept: 128 MiB at most
+
 
 def route(name: str, shape: Sequence[int], **parameters: int | tuple[int, ...]) -> Tensor:
-    """Order (L,) of the named route, remembered per shape. Do not write into it.
+    """Order (L,) of the named route, remembered for shapes of up to 2**18 positions. Do not write into it.
 
     Raises ConfigError for an unknown name or a bad parameter, ShapeError for a shape the route has no idea of.
     """
     if name not in ROUTES:
         raise ConfigError(f"unknown route {name!r}; known: {', '.join(ROUTES)}")
-    return _remembered(name, tuple(int(n) for n in shape), tuple(sorted(parameters.items())))
+    sizes = tuple(int(n) for n in shape)
+    if math.prod(sizes) > REMEMBERED_POSITIONS:
+        return ROUTES[name](sizes, **parameters)
+    return _remembered(name, sizes, tuple(sorted(parameters.items())))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _remembered(name: str, shape: tuple[int, ...], parameters: tuple[tuple[str, int | tuple[int, ...]], ...]) -> Tensor:
     return ROUTES[name](shape, **dict(parameters))
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from medmamba.routes.order import check_shape
+from medmamba.routes.order import check_shape, coordinates, sort_by
 
 
 def spiral(shape: Sequence[int]) -> Tensor:
@@ -14,9 +14,12 @@ def spiral(shape: Sequence[int]) -> Tensor:
     Raises ShapeError for another rank than 2: a spiral is a path of the plane (see `inside_out` for shells).
     """
     sizes = check_shape(shape, rank=2)
-    rest = torch.arange(sizes[0] * sizes[1]).reshape(sizes)
-    rows = []
-    while rest.numel():
-        rows.append(rest[0])
-        rest = rest[1:].rot90(1)  # what is left is turned anticlockwise, so the next side is again its top row
-    return torch.cat(rows)
+    row, column = coordinates(sizes).unbind(1)
+    below, right = sizes[0] - 1 - row, sizes[1] - 1 - column
+    ring = torch.stack([row, column, below, right]).amin(dim=0)
+    high, wide = sizes[0] - 1 - 2 * ring, sizes[1] - 1 - 2 * ring  # steps along a side of the ring
+    place = 2 * wide + high + below - ring  # up the left column, unless one of the other sides holds the position
+    place = torch.where(below == ring, wide + high + right - ring, place)
+    place = torch.where(right == ring, wide + row - ring, place)
+    place = torch.where(row == ring, column - ring, place)
+    return sort_by(ring, place)

@@ -1,0 +1,178 @@
+"""The run file of a training: pydantic models, frozen, unknown keys refused, every fault told at once; TOML on disk."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from medmamba.errors import ConfigError, MedMambaError
+from medmamba.preprocessing import Channel, Preprocessing
+from medmamba.windows import Windowing
+from pipelines.case import SAFE
+
+
+class Section(BaseModel):
+    """Frozen, strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ChannelSection(Section):
+    """One input channel in order: manifest column `role`, clip in file units, scaling "zscore" or "fixed"."""
+
+    role: str
+    clip: tuple[float, float] | None = None
+    scaling: Literal["zscore", "fixed"] = "zscore"
+    shift: float = 0.0
+    scale: float = 1.0
+    foreground_above: float | None = None
+
+
+class PreprocessingSection(Section):
+    """The contract with the data. `window` is also the patch of training; `spacing_mm` in array order (z, y, x), none =
+    the file's own; `overlap` in cells, none = half the window."""
+
+    channels: tuple[ChannelSection, ...] = Field(min_length=1)
+    window: tuple[int, ...] = Field(min_length=2, max_length=3)
+    overlap: tuple[int, ...] | None = None
+    spacing_mm: tuple[float, ...] | None = None
+    canonical: bool = True
+    weights: Literal["gaussian", "ramp"] = "gaussian"
+    pad: Literal["edge", "constant"] = "edge"
+
+    def contract(self) -> Preprocessing:
+        """The very object that training, validation and the bundle use."""
+        overlap = self.overlap or tuple(w // 2 for w in self.window)
+        windowing = Windowing(size=self.window, overlap=overlap, weights=self.weights, pad=self.pad)
+        channels = tuple(Channel(**dict(c)) for c in self.channels)
+        return Preprocessing(channels=channels, windowing=windowing, canonical=self.canonical, spacing=self.spacing_mm)
+
+    @model_validator(mode="after")
+    def _possible(self) -> PreprocessingSection:
+        roles = [c.role for c in self.channels]
+        if len(set(roles)) != len(roles):
+            raise ValueError(f"roles {roles}: each may stand once")
+        try:
+            self.contract()
+        except MedMambaError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
+class AugmentSection(Section):
+    """Chance of each change per patch, 0 = never; sizes are the largest that are drawn."""
+
+    flip: float = Field(default=0.5, ge=0, le=1)  # per axis
+    affine: float = Field(default=0.3, ge=0, le=1)
+    rotate_degrees: float = Field(default=15.0, ge=0, le=180)
+    zoom: float = Field(default=0.1, ge=0, lt=1)
+    noise: float = Field(default=0.2, ge=0, le=1)
+    noise_std: float = Field(default=0.1, ge=0)
+    gamma: float = Field(default=0.3, ge=0, le=1)
+    gamma_range: tuple[float, float] = (0.7, 1.5)
+    scale: float = Field(default=0.3, ge=0, le=1)
+    scale_factor: float = Field(default=0.2, ge=0, lt=1)
+
+
+class TrainRun(Section):
+    """`medmamba train RUN.toml`. `labels`: value in the label files -> name; the network's classes follow the values.
+
+    Length of training: `epochs` of `steps_per_epoch` batches of patches. `validation_share` of the groups is held out,
+    unless the manifest has a `split` column. `network`: its settings but in_channels, out_channels and spatial_dims.
+    """
+
+    name: str
+    manifest: Path
+    output: Path
+    architecture: str = "mamba_unet"
+    network: Mapping[str, Any] = Field(default_factory=dict)
+    preprocessing: PreprocessingSection
+    labels: dict[int, str] = Field(min_length=1)
+    other_labels: Literal["refuse", "background"] = "refuse"
+    epochs: int = Field(default=10, ge=1)
+    steps_per_epoch: int = Field(default=50, ge=1)
+    batch: int = Field(default=2, ge=1)
+    lr: float = Field(default=3e-3, gt=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0)
+    foreground_share: float = Field(default=0.5, ge=0, le=1)
+    validation_share: float = Field(default=0.2, ge=0, lt=1)
+    validate_every: int = Field(default=1, ge=1)
+    augment: AugmentSection = AugmentSection()
+    device: str = "auto"
+    amp: bool = True
+    card: Mapping[str, Any] = Field(default_factory=dict)
+
+    @field_validator("name")
+    @classmethod
+    def _safe_name(cls, name: str) -> str:
+        if not SAFE.fullmatch(name):
+            raise ValueError(f"{name!r} becomes part of a folder name; use letters, digits, '.', '_' and '-'")
+        return name
+
+    @field_validator("labels")
+    @classmethod
+    def _positive_labels(cls, labels: dict[int, str]) -> dict[int, str]:
+        if min(labels) < 1:
+            raise ValueError(f"{min(labels)} is not a label value; 0 is background and negative values have no meaning")
+        return dict(sorted(labels.items()))
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+    @property
+    def network_config(self) -> dict[str, Any]:
+        """All settings of the network: those of the run file, the channels, the classes and the rank."""
+        channels, classes = len(self.preprocessing.channels), len(self.labels) + 1
+        own = {"in_channels": channels, "out_channels": classes, "spatial_dims": len(self.preprocessing.window)}
+        return {**self.network, **own}
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """The bundle's task entry: network class k -> name, and the value written for it."""
+        classes = list(enumerate(self.labels.items(), start=1))
+        names = {str(k): name for k, (_, name) in classes}
+        return {"name": "segmentation", "labels": names, "values": {str(k): value for k, (value, _) in classes}}
+
+    @classmethod
+    def load(cls, path: Path, **changes: Any) -> TrainRun:
+        """The run file (TOML), with `changes` (flags) over it; relative paths count from the file's folder.
+
+        Raises ConfigError listing every fault.
+        """
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such run file") from None
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: not readable as TOML: {error}") from None
+        for key in ("manifest", "output"):
+            if isinstance(values.get(key), str):
+                values[key] = str(path.parent / values[key])
+        values.update({k: v for k, v in changes.items() if v is not None})
+        return check_run(values, where=str(path))
+
+
+def check_run(values: Mapping[str, Any], *, where: str = "run") -> TrainRun:
+    """A TrainRun from plain values. Raises ConfigError with one line a fault."""
+    try:
+        return TrainRun.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {error.error_count()} faults\n{told(error)}") from None
+
+
+def told(error: ValidationError) -> str:
+    """One line a fault: where, what was found, what is wrong."""
+    lines = []
+    for fault in error.errors(include_url=False):
+        place = ".".join(str(p) for p in fault["loc"]) or "run"
+        found = "" if fault["type"] == "missing" else f" (found {fault['input']!r})"
+        message = "unknown key; remove or rename it" if fault["type"] == "extra_forbidden" else fault["msg"]
+        lines.append(f"  {place}: {message}{found if len(found) < 200 else ''}")
+    return "\n".join(lines)

@@ -1,0 +1,153 @@
+"""Patches to learn from: cases through the contract of the bundle, kept in memory; draws by (seed, step), so that a
+resumed run sees what the unbroken one would have seen; MONAI's augmentations.
+
+Letters in this file: B batch, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medmamba.errors import MedMambaError
+from medmamba.preprocessing import Preprocessing
+from medmamba.source import PaddedSource, Source, read_all
+from pipelines.cohort import LabelledCase
+from pipelines.config import AugmentSection
+from pipelines.formats import open_source
+
+PLACES = 20_000  # foreground cells remembered per class and case
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """One case as the network sees it: `image` (C, *space) float32, `labels` (*space) network classes, and up to PLACES
+    flat indices of each class that occurs."""
+
+    id: str
+    image: np.ndarray
+    labels: np.ndarray
+    places: Mapping[int, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """`image` (B, C, *window), `labels` (B, 1, *window) int64, and the ids of the cases."""
+
+    image: Tensor
+    labels: Tensor
+    cases: tuple[str, ...]
+
+
+def prepare(labelled: LabelledCase, preprocessing: Preprocessing, values: Sequence[int]) -> Prepared:
+    """Reads a case through `preprocessing`; class k + 1 is label value `values[k]`, all others are background 0."""
+    sources: dict[str, Source] = {role: open_source(path) for role, path in labelled.case.files.items()}
+    image = read_all(fitted(preprocessing.forward(sources), preprocessing)).array
+    stored = read_all(fitted(preprocessing.labels_forward(open_source(labelled.label)), preprocessing)).array[0]
+    labels = np.zeros(stored.shape, dtype=np.uint8 if len(values) < 256 else np.int32)
+    for k, value in enumerate(values, start=1):
+        labels[stored == value] = k
+    if labels.shape != image.shape[1:]:
+        raise MedMambaError(f"case {labelled.case.id!r}: labels {labels.shape} against image {image.shape[1:]}")
+    return Prepared(id=labelled.case.id, image=image, labels=labels, places=find_places(labels))
+
+
+def fitted(source: Source, preprocessing: Preprocessing) -> Source:
+    """The source padded to at least one window, as inference pads it."""
+    lacking = [max(w - n, 0) for w, n in zip(preprocessing.windowing.size, source.grid.shape, strict=True)]
+    before = [m // 2 for m in lacking]
+    after = [m - b for m, b in zip(lacking, before, strict=True)]
+    return PaddedSource(source, before, after, preprocessing.windowing.pad) if any(lacking) else source
+
+
+def find_places(labels: np.ndarray) -> dict[int, np.ndarray]:
+    """Flat indices of every class above 0, thinned evenly to PLACES."""
+    flat = labels.ravel()
+    places = {}
+    for k in np.unique(flat[flat > 0]).tolist():
+        index = np.flatnonzero(flat == k)
+        places[int(k)] = index[np.linspace(0, index.size - 1, min(PLACES, index.size)).astype(np.int64)]
+    return places
+
+
+class Sampler:
+    """Batches by step: the same (seed, step) gives the same batch, whatever was drawn before."""
+
+    def __init__(
+        self,
+        cases: Sequence[Prepared],
+        window: Sequence[int],
+        *,
+        batch: int,
+        foreground_share: float,
+        augment: AugmentSection,
+        seed: int,
+    ) -> None:
+        self.cases, self.window, self.batch = tuple(cases), tuple(window), batch
+        self.foreground_share, self.seed = foreground_share, seed
+        self.change = augmentations(augment, len(self.window))
+
+    def draw(self, step: int) -> Batch:
+        rng = np.random.default_rng((self.seed, step))
+        images, labels, names = [], [], []
+        for _ in range(self.batch):
+            case = self.cases[int(rng.integers(len(self.cases)))]
+            box = tuple(slice(s, s + w) for s, w in zip(self._start(case, rng), self.window, strict=True))
+            patch = {
+                "image": torch.from_numpy(case.image[(slice(None), *box)].copy()),
+                "labels": torch.from_numpy(case.labels[box].astype(np.float32))[None],
+            }
+            self.change.set_random_state(seed=int(rng.integers(2**32)))
+            changed = self.change(patch)
+            images.append(changed["image"].as_subclass(Tensor).float())  # no MONAI tensor leaves this room
+            labels.append(changed["labels"].as_subclass(Tensor).round().long())
+            names.append(case.id)
+        return Batch(image=torch.stack(images), labels=torch.stack(labels), cases=tuple(names))
+
+    def _start(self, case: Prepared, rng: np.random.Generator) -> tuple[int, ...]:
+        """First cell of a patch: anywhere, or such that it holds a cell of an evenly drawn class of the case."""
+        room = [n - w for n, w in zip(case.labels.shape, self.window, strict=True)]
+        if not case.places or rng.random() >= self.foreground_share:
+            return tuple(int(rng.integers(r + 1)) for r in room)
+        index = case.places[sorted(case.places)[int(rng.integers(len(case.places)))]]
+        cell = np.unravel_index(int(index[int(rng.integers(index.size))]), case.labels.shape)
+        return tuple(int(np.clip(c - rng.integers(w), 0, r)) for c, w, r in zip(cell, self.window, room, strict=True))
+
+
+def augmentations(settings: AugmentSection, rank: int) -> Any:
+    """MONAI's chain on {"image", "labels"}; geometry moves both, intensities only the image."""
+    from monai.transforms import (
+        Compose,
+        RandAdjustContrastd,
+        RandAffined,
+        RandFlipd,
+        RandGaussianNoised,
+        RandScaleIntensityd,
+    )
+
+    both, image = ["image", "labels"], ["image"]
+    chain: list[Any] = [RandFlipd(both, prob=settings.flip, spatial_axis=a) for a in range(rank) if settings.flip > 0]
+    if settings.affine > 0:
+        turn = np.deg2rad(settings.rotate_degrees)
+        chain.append(
+            RandAffined(
+                both,
+                prob=settings.affine,
+                rotate_range=[turn] * (rank if rank == 3 else 1),
+                scale_range=[settings.zoom] * rank,
+                mode=["bilinear", "nearest"],
+                padding_mode="border",
+            )
+        )
+    if settings.gamma > 0:
+        chain.append(RandAdjustContrastd(image, prob=settings.gamma, gamma=settings.gamma_range))
+    if settings.scale > 0:
+        chain.append(RandScaleIntensityd(image, prob=settings.scale, factors=settings.scale_factor))
+    if settings.noise > 0:
+        chain.append(RandGaussianNoised(image, prob=settings.noise, std=settings.noise_std))
+    return Compose(chain)

@@ -1,0 +1,200 @@
+"""A cohort to a bundle: one readable loop. A resumed run follows the unbroken one; validation is production's own."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medmamba.bundle import Bundle, save_bundle
+from medmamba.errors import ConfigError
+from medmamba.files import hash_json
+from pipelines import cohort
+from pipelines.checkpoint import INDEX, Progress, apart, load_checkpoint, save_checkpoint
+from pipelines.config import TrainRun
+from pipelines.evaluate import Evaluation, evaluate_predictor
+from pipelines.networks import NETWORKS
+from pipelines.predict import Predictor, choose_device
+from pipelines.report import code_version, now
+from pipelines.sampling import Batch, Sampler, prepare
+from pipelines.tasks import build_task
+
+CLIP_NORM = 1.0
+FREE_ON_RESUME = {"device", "output", "card", "manifest"}  # what may differ without changing the curve
+Log = Callable[[dict[str, float], int], None]
+
+
+def train(
+    run: TrainRun, *, resume: bool = False, log: Log | None = None, progress: Callable[[int, int], None] | None = None
+) -> Bundle:
+    """Trains and writes `<output>/bundle` (the last weights), `validation/` (scores), `checkpoint/` (each epoch).
+
+    `log(figures, step)` once an epoch, `progress(done, all)` once a step. Raises ConfigError for a wrong run or cohort,
+    and when the loss is not finite (naming step and cases); a checkpoint that exists is only used with `resume`.
+    """
+    checkpoint = run.output / "checkpoint"
+    if (checkpoint / INDEX).exists() and not resume:
+        raise ConfigError(f"{checkpoint}: a training was begun here; go on with --resume or choose another output")
+    device, preprocessing = choose_device(run.device), run.preprocessing.contract()
+    listed = tuple(run.labels) if run.other_labels == "refuse" else None
+    cases = cohort.read(run.manifest, preprocessing.roles, labels=listed)
+    parts = cohort.split(cases, validation_share=run.validation_share, seed=run.seed)
+    torch.manual_seed(run.seed)
+    network = build(run).to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=run.lr, weight_decay=run.weight_decay)
+    settings = fixed_settings(run, parts)
+    done = load_checkpoint(checkpoint, network, optimizer, settings) if resume else None
+    done = done or Progress(epoch=0, history=(), settings=settings)
+    predictor = Predictor(bundle=draft(run), network=network, task=build_task(run.task), device=device)
+    sampler = Sampler(
+        [prepare(c, preprocessing, tuple(run.labels)) for c in parts.train] if done.epoch < run.epochs else [],
+        run.preprocessing.window,
+        batch=run.batch,
+        foreground_share=run.foreground_share,
+        augment=run.augment,
+        seed=run.seed,
+    )
+    criterion, scores = loss_function(), None
+    for epoch in range(done.epoch, run.epochs):
+        began, losses = time.perf_counter(), []
+        network.train()
+        for step, batch in batches(sampler, epoch * run.steps_per_epoch, (epoch + 1) * run.steps_per_epoch):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(run, step)
+            losses.append(learn(network, optimizer, criterion, batch, device, amp=run.amp, step=step))
+            if progress:
+                progress(step + 1, run.steps)
+        figures = {"loss": sum(losses) / len(losses), "lr": learning_rate(run, (epoch + 1) * run.steps_per_epoch - 1)}
+        if parts.validation and ((epoch + 1) % run.validate_every == 0 or epoch + 1 == run.epochs):
+            scores = evaluate_predictor(predictor, parts.validation, seed=run.seed)
+            figures |= validation_figures(scores)
+        record = {"epoch": epoch + 1, **figures, "losses": losses}
+        done = Progress(epoch=epoch + 1, history=(*done.history, record), settings=settings)
+        save_checkpoint(checkpoint, network, optimizer, done)
+        if log:
+            log({**figures, "seconds": time.perf_counter() - began}, (epoch + 1) * run.steps_per_epoch)
+    if parts.validation:
+        scores = scores or evaluate_predictor(predictor, parts.validation, seed=run.seed)
+        scores.save(run.output / "validation")
+    return finished(run, network, parts, scores)
+
+
+def learn(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    criterion: Callable[[Tensor, Tensor], Tensor],
+    batch: Batch,
+    device: torch.device,
+    *,
+    amp: bool,
+    step: int,
+) -> float:
+    """One step; the loss before it. bfloat16 only on a GPU that has it; the loss is always float32."""
+    half = amp and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+        scores = network(batch.image.to(device))
+    loss = criterion(scores.float(), batch.labels.to(device))
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
+    value = float(loss.detach())
+    if not (math.isfinite(value) and bool(torch.isfinite(norm))):
+        raise ConfigError(
+            f"step {step}: loss {value}, gradient norm {float(norm)}, cases {', '.join(sorted(set(batch.cases)))}; "
+            "look at these files, or lower lr and resume"
+        )
+    optimizer.step()
+    return value
+
+
+def batches(sampler: Sampler, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
+    """Steps and their batches; the next one is drawn in a thread while the present one is learned from."""
+    with ThreadPoolExecutor(1, thread_name_prefix="patches") as pool:
+        coming = pool.submit(sampler.draw, start)
+        for step in range(start, stop):
+            batch = coming.result()
+            if step + 1 < stop:
+                coming = pool.submit(sampler.draw, step + 1)
+            yield step, batch
+
+
+def learning_rate(run: TrainRun, step: int) -> float:
+    """Linear warm-up, then half a cosine down to 0 at the end of the run."""
+    if step < run.warmup_steps:
+        return run.lr * (step + 1) / run.warmup_steps
+    share = (step - run.warmup_steps) / max(1, run.steps - run.warmup_steps)
+    return run.lr * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def loss_function() -> Callable[[Tensor, Tensor], Tensor]:
+    """MONAI's soft Dice over the labels (the batch as one, background left out) + cross entropy, both of weight 1."""
+    from monai.losses import DiceCELoss
+
+    criterion: Callable[[Tensor, Tensor], Tensor] = DiceCELoss(
+        include_background=False, to_onehot_y=True, softmax=True, batch=True
+    )
+    return criterion
+
+
+def build(run: TrainRun) -> nn.Module:
+    """The network of the run. Raises ConfigError for an unknown name, with the known ones."""
+    if run.architecture not in NETWORKS:
+        raise ConfigError(f"architecture {run.architecture!r} unknown; known: {', '.join(sorted(NETWORKS))}")
+    return NETWORKS[run.architecture](run.network_config)
+
+
+def draft(run: TrainRun) -> Bundle:
+    """The bundle that is being trained: everything but the weights."""
+    return Bundle(
+        name=run.name,
+        network=run.architecture,
+        config=run.network_config,
+        preprocessing=run.preprocessing.contract(),
+        task=run.task,
+        folder=Path(run.output) / "bundle",
+        weights=(),
+        weight_hashes=(),
+    )
+
+
+def finished(run: TrainRun, network: nn.Module, parts: cohort.Split, scores: Evaluation | None) -> Bundle:
+    """Writes the bundle with a card that says where it comes from."""
+    card = {
+        **run.card,
+        "trained": now(),
+        "code": code_version(),
+        "cases": {"train": len(parts.train), "validation": len(parts.validation)},
+        "steps": run.steps,
+        "validation": None if scores is None else scores.summary(),
+    }
+    planned = draft(run)
+    return save_bundle(
+        planned.folder,
+        name=planned.name,
+        network=planned.network,
+        config=planned.config,
+        preprocessing=planned.preprocessing,
+        task=planned.task,
+        states=[apart(network.state_dict())],
+        card=card,
+    )
+
+
+def fixed_settings(run: TrainRun, parts: cohort.Split) -> dict[str, Any]:
+    """What a resumed run must share with the one that was begun: settings and the ids of the cases."""
+    values = run.model_dump(mode="json", exclude=FREE_ON_RESUME)
+    ids = [[c.case.id for c in part] for part in (parts.train, parts.validation)]
+    return {**values, "cases": hash_json(ids)}
+
+
+def validation_figures(scores: Evaluation) -> dict[str, float]:
+    """Means for the log; what is undefined is left out."""
+    figures = {f"validation_dice/{s['label']}": s["dice"] for s in scores.summary()}
+    figures |= {f"validation_{name}": scores.mean(name) for name in ("dice", "nsd", "hd95_mm")}
+    return {k: float(v) for k, v in figures.items() if v is not None}
