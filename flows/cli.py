@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from flows.settings import prepare_environment
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -33,6 +34,7 @@ def predict(
     batch_size: BatchOption = 1,
 ) -> None:
     """Segment one case: labels on its own grid, a picture and a report."""
+    from flows.gpu import gpu_lock
     from pipelines.case import Case, safe_id
     from pipelines.formats import stem_of
     from pipelines.predict import Predictor, product_path
@@ -46,7 +48,8 @@ def predict(
     if len(files) != len(roles):
         raise typer.BadParameter(f"{len(files)} files given, the bundle wants {len(roles)}: {', '.join(roles)}")
     case = Case(id=safe_id(stem_of(files[0])), files=dict(zip(roles, files, strict=True)))
-    report = run_case(predictor, case, output, progress=progress_bar(case.id))
+    with gpu_lock(str(predictor.device)):
+        report = run_case(predictor, case, output, progress=progress_bar(case.id))
     for row in report.numbers["labels"].values():
         typer.echo(
             f"{row['name']:<24} {row['volume_ml']:>12.3f} ml{'  (cut by the border)' if row['truncated'] else ''}"
@@ -174,9 +177,8 @@ def progress_bar(title: str) -> Any:
 
 def main() -> None:
     """Runs the command; an error made for users is one line and exit code 1."""
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
-    logging.basicConfig(level=logging.WARNING)
+    prepare_environment()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     from medmamba.errors import MedMambaError
 
     try:
@@ -184,6 +186,3 @@ def main() -> None:
     except MedMambaError as error:
         typer.echo(f"medmamba: {error}", err=True)
         raise SystemExit(1) from None
-
-
-QUIET = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}

@@ -31,4 +31,4 @@ class Case:
 def safe_id(text: str) -> str:
     """`text` (a relative path without its suffix) as a case id: folders joined by '__', other signs as '-'."""
     joined = "__".join(part for part in re.split(r"[/\\]", text) if part not in ("", "."))
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", joined).strip(".-")[:160] or "case"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", joined)[:160].strip("._-") or "case"

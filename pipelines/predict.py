@@ -21,6 +21,7 @@ from medmamba.infer import infer
 from medmamba.source import ArraySink, PermutedSource
 from medmamba.windows import Window
 from pipelines.case import Case
+from pipelines.contents import content_hash, printable
 from pipelines.formats import open_source
 from pipelines.networks import NETWORKS
 from pipelines.pages.preview import preview_png
@@ -69,7 +70,11 @@ def predict_labels(
     """Written labels (z, y, x) int32 on the first role's own grid, and what the window loop did."""
     preprocessing = predictor.bundle.preprocessing
     grid = sources[preprocessing.roles[0]].grid if preprocessing.roles[0] in sources else None
-    seen = preprocessing.forward(sources)
+    try:
+        seen = preprocessing.forward(sources)
+    except InputError as error:
+        files = ", ".join(printable(s.path) for s in sources.values())
+        raise InputError(error.code, f"{files}: {error}") from None
     assert grid is not None
     labels = ArraySink(1, grid.shape, "int32")
     sink = preprocessing.inverse(DecodeSink(predictor.task, labels), grid)
@@ -110,7 +115,7 @@ def predict(
     started, began = time.perf_counter(), now()
     bundle = predictor.bundle
     sources = {role: open_source(path) for role, path in case.files.items()}
-    inputs = {r: {"path": str(p), "size": p.stat().st_size, "sha256": hash_file(p)} for r, p in case.files.items()}
+    inputs = {role: told(path) for role, path in case.files.items()}
     first = sources.get(bundle.preprocessing.roles[0]) or next(iter(sources.values()))
     check_disk(output, first)
     labels, notes = predict_labels(predictor, sources, progress)
@@ -153,6 +158,11 @@ def predict(
     )
     report.save(product_path(output, bundle, case.id, ".json"))
     return report
+
+
+def told(path: Path) -> dict[str, Any]:
+    """A file as the report names it."""
+    return {"path": printable(path), "size": path.stat().st_size, "sha256": content_hash(path)}
 
 
 def check_disk(output: Path, source: NiftiSource) -> None:

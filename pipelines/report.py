@@ -59,7 +59,7 @@ class Report:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             return cls(**{k: v for k, v in values.items() if k in cls.__dataclass_fields__})
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, AttributeError):
             return None
 
 

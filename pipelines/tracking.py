@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -192,7 +192,7 @@ def register_model(
     rank = len(bundle.preprocessing.windowing.size)
     free = (-1,) * rank
     signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(bundle.preprocessing.roles), *free))]),
+        inputs=Schema([TensorSpec(np.dtype("float32"), (-1, len(bundle.preprocessing.channels), *free))]),
         outputs=Schema([TensorSpec(np.dtype("float32"), (-1, bundle.classes, *free))]),
         params=ParamSchema([]),
     )
@@ -328,9 +328,11 @@ def declare_model() -> None:
             contract = self.bundle.preprocessing
             spacing = contract.spacing or (1.0,) * (array.ndim - 1)
             grid = Grid(array.shape[1:], np.diag([*spacing, 1.0]))
-            sources = {r: ArraySource(Image(array[i : i + 1], grid, (r,))) for i, r in enumerate(contract.roles)}
+            names = [str(i) for i in range(len(contract.channels))]  # an array has channels, not files with volumes
+            channels = tuple(replace(c, role=n, volume=None) for c, n in zip(contract.channels, names, strict=True))
+            sources = {n: ArraySource(Image(array[i : i + 1], grid, (n,))) for i, n in enumerate(names)}
             sink = ArraySink(self.bundle.classes, grid.shape)
-            seen = contract.forward(sources)
+            seen = replace(contract, channels=channels).forward(sources)
             infer(self.network, seen, sink, classes=self.bundle.classes, windowing=contract.windowing)
             return sink.array
 

@@ -85,10 +85,10 @@ class NiftiSource:
         if not _is_gzip(data):
             return _memmap(data, self._stored, offset, self._shape)
         expected = offset + int(np.prod(self._shape)) * self._stored.itemsize
-        with tempfile.NamedTemporaryFile(prefix="medmamba-", suffix=".nii") as scratch:
+        with tempfile.TemporaryFile() as scratch:  # has no name: gone with the process, however that ends
             _unpack(data, scratch, expected)
             scratch.flush()
-            return _memmap(Path(scratch.name), self._stored, offset, self._shape)
+            return np.memmap(scratch, dtype=self._stored, mode="r", offset=offset, shape=self._shape)
 
 
 def open_nifti(path: Path) -> nib.Nifti1Pair:
