@@ -117,7 +117,7 @@ def train(
 
 @app.command()
 def evaluate(
-    reference: Annotated[Path, typer.Argument(help="Folder of label files.")],
+    reference: Annotated[Path, typer.Argument(help="Folder of label files, or a manifest.")],
     prediction: Annotated[Path, typer.Argument(help="Folder of predicted label files (same ids).")],
     output: OutputOption,
 ) -> None:

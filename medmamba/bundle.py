@@ -141,7 +141,7 @@ def save_bundle(
     """Writes a bundle, `bundle.json` last, and reads it back."""
     weights = [f"weights_{i}.safetensors" for i in range(len(states))]
     for file, state in zip(weights, states, strict=True):
-        write_bytes(folder / file, save({k: v.detach().cpu().contiguous() for k, v in state.items()}))
+        write_bytes(folder / file, save({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}))
     values = {
         "format": FORMAT,
         "name": name,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hmac
+import io
 import logging
 import os
 import re
@@ -16,7 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -341,7 +342,7 @@ def declare_model() -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without MLflow's advice on type hints and examples, and without its progress bars."""
+    """Without MLflow's advice on type hints and examples, its progress bars and its own messages on stderr."""
     import warnings
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -349,7 +350,7 @@ def _quiet() -> Iterator[None]:
     level = theirs.level
     theirs.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -7,13 +7,20 @@ from torch import nn
 from medmamba.errors import ConfigError
 
 NETWORKS: dict[str, str] = {
+    "agunet": "medmamba.nets.agunet:AGUNet",
+    "attswinunet": "medmamba.nets.attswinunet:AttSwinUNet",
+    "daf": "medmamba.nets.daf:DAF",
+    "dagunet": "medmamba.nets.dagunet:DAGUNet",
+    "dformer": "medmamba.nets.dformer:DFormer",
     "efficientvim": "medmamba.nets.efficientvim:EfficientViM",
     "efficientvmamba": "medmamba.nets.efficientvmamba:EfficientVMamba",
     "groupmamba": "medmamba.nets.groupmamba:GroupMamba",
+    "herseg": "medmamba.nets.herseg:HERSeg",
     "mamba_unet": "medmamba.nets.mamba_unet:MambaUNet",
     "mambaout": "medmamba.nets.mambaout:MambaOut",
     "mhsvm": "medmamba.nets.mhsvm:MHSVM",
     "msvmamba": "medmamba.nets.msvmamba:MSVMamba",
+    "paratranscnn": "medmamba.nets.paratranscnn:ParaTransCNN",
     "segmamba": "medmamba.nets.segmamba:SegMamba",
     "umamba": "medmamba.nets.umamba:UMamba",
     "vim": "medmamba.nets.vim:Vim",

@@ -32,8 +32,8 @@ class EfficientViMConfig:
     def __post_init__(self) -> None:
         if not len(self.widths) == len(self.depths) == len(self.states):
             raise ConfigError(f"widths {self.widths}, depths {self.depths}, states {self.states}: one of each a stage")
-        if self.widths[0] % 8:
-            raise ConfigError(f"first width {self.widths[0]}: the stem wants a multiple of 8")
+        if self.widths[0] < 8:
+            raise ConfigError(f"first width {self.widths[0]}: the stem begins with an eighth of it, so 8 or more")
 
 
 class BroadcastNorm(nn.Module):
@@ -110,12 +110,17 @@ class EfficientViMBlock(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         shares = torch.sigmoid(self.alpha)[:, :, None, None].unbind(0)
-        x = torch.lerp(x, self.dwconv1(x), shares[0])
+        x = blend(x, self.dwconv1(x), shares[0])
         normed = self.norm(x.flatten(2)).unflatten(-1, x.shape[2:])
         mixed, states = self.mixer(normed)
-        x = torch.lerp(x, mixed, shares[1])
-        x = torch.lerp(x, self.dwconv2(x), shares[2])
-        return torch.lerp(x, self.ffn(x), shares[3]), states
+        x = blend(x, mixed, shares[1])
+        x = blend(x, self.dwconv2(x), shares[2])
+        return blend(x, self.ffn(x), shares[3]), states
+
+
+def blend(x: Tensor, y: Tensor, share: Tensor) -> Tensor:
+    """(1 - share) x + share y, of any mix of dtypes (torch.lerp wants one)."""
+    return x + share * (y - x)
 
 
 class SqueezeExcite(nn.Module):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medmamba.errors import ConfigError
-from medmamba.layers.ss2d import ChannelLinear, ChannelNorm, ScanParameters, depthwise, initial_weights
+from medmamba.layers.ss2d import CROSS, ChannelLinear, ChannelNorm, ScanParameters, depthwise, initial_weights
 
 GROUPS = 4  # row-major, column-major, and both reversed in time
 REDUCTION = 16  # of the channels in the affinity
@@ -46,7 +46,7 @@ class DirectionalSS2D(ScanParameters):
     def __init__(self, channels: int, direction: int, *, state: int = 1, expand: float = 1, conv: int = 3) -> None:
         inner = int(expand * channels)
         super().__init__(channels=channels, inner=inner, directions=1, state=state)
-        self.by_columns, self.reversed = direction % 2 == 1, direction >= 2
+        self.directions = CROSS[direction : direction + 1]
         self.out_norm = ChannelNorm(inner)
         self.in_proj = ChannelLinear(channels, 2 * inner, bias=False)
         self.conv2d = depthwise(inner, conv)
@@ -54,12 +54,8 @@ class DirectionalSS2D(ScanParameters):
 
     def forward(self, x: Tensor) -> Tensor:
         x, z = self.in_proj(x).chunk(2, dim=1)
-        x = F.silu(self.conv2d(x))
-        x = x.mT if self.by_columns else x
-        sequence = x.flatten(2).flip(-1) if self.reversed else x.flatten(2)
-        y = self.scan(sequence[:, None])[:, 0]
-        y = (y.flip(-1) if self.reversed else y).unflatten(-1, x.shape[2:])
-        return self.out_proj(self.out_norm(y.mT if self.by_columns else y) * F.silu(z))
+        y = self.scan_map(F.silu(self.conv2d(x)), self.directions)
+        return self.out_proj(self.out_norm(y) * F.silu(z))
 
 
 class GroupMambaLayer(nn.Module):

@@ -37,7 +37,7 @@ class PlainMambaConfig:
     conv_after: bool = False
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def continuous_orders(height: int, width: int) -> tuple[Tensor, Tensor]:
     """Orders (4, L) by rows, its time reverse, by columns, its time reverse; and the move (4, L) before each step."""
     rows, columns = route("snake", (height, width)), route("snake", (height, width), axes=(1, 0))

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from medmamba.errors import ConfigError
+from medmamba.ops import scan_fallback, scan_native
 from medmamba.ops.scan_build import NativeUnavailableError, library, supported_isas
+from medmamba.ops.scan_inputs import ScanInputs
 
 BACKENDS = ("auto", "native", "torch")
 
@@ -20,11 +22,28 @@ def native_isa() -> tuple[str | None, str]:
     for isa in supported_isas():
         try:
             library(isa)
+            _self_check(isa)
         except (NativeUnavailableError, OSError) as error:
             reasons.append(str(error))
         else:
             return isa, ""
     return None, "; ".join(dict.fromkeys(reasons))
+
+
+def _self_check(isa: str) -> None:
+    """One small scan, forward and backward, against the torch form: a miscompiled library must not serve."""
+    g = torch.Generator().manual_seed(0)
+    draws = [torch.randn(s, generator=g) for s in ((1, 40, 19), (1, 1, 40, 19), (1, 19, 5), (1, 1, 1, 40, 5))]
+    u, delta, A, B = draws
+    inputs = ScanInputs(u, delta, None, -A.exp(), B, B.flip(3), A[..., 0], A[..., 1], None, None, 1, True)
+    truth, found = scan_fallback.forward(inputs, save=True), scan_native.forward(inputs, save=True, isa=isa)
+    pairs = [(truth.y, found.y), (truth.last, found.last)]
+    pairs += zip(
+        scan_fallback.backward(inputs, truth.borders, u, None),
+        scan_native.backward(inputs, found.borders, u, None, isa=isa),
+    )
+    if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in pairs):
+        raise NativeUnavailableError(f"{isa}: the compiled kernel gave wrong numbers in its self-check")
 
 
 def resolve(backend: str, like: Tensor) -> tuple[str, str]:

@@ -108,7 +108,7 @@ def _check(
         raise ShapeError(f"u {tuple(u.shape)} must be (B, D, L) with L >= 1 and A {tuple(A.shape)} (D, N)")
     batch, channels, length = u.shape
     states = A.shape[1]
-    wanted = {
+    wanted: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
         "delta": (delta, u.shape),
         "A": (A, (channels, states)),
         "z": (z, u.shape),
@@ -121,6 +121,6 @@ def _check(
         if channels % groups:
             raise ShapeError(f"{name} has {groups} groups, which do not divide {channels} channels")
         wanted[name] = (x, (batch, states, length) if x.dim() == 3 else (batch, groups, states, length))
-    for name, (x, shape) in wanted.items():
-        if x is not None and tuple(x.shape) != tuple(shape):
-            raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected {tuple(shape)}")
+    for name, (value, shape) in wanted.items():
+        if value is not None and tuple(value.shape) != tuple(shape):
+            raise ShapeError(f"{name} has shape {tuple(value.shape)}, expected {tuple(shape)}")

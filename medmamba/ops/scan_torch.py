@@ -126,8 +126,10 @@ def chunked_backward(
     """Gradients of `chunked_forward` from the cotangents of y (B, L, G, D) and of the last state (B, G, N, D)."""
     length = u.shape[1]
     steps, chunks = _plan(length, grad_last.numel())
-    out = ChunkGradients(*(torch.empty_like(x) for x in (u, dt)), A.new_zeros(A.shape, dtype=torch.float64),
-                         torch.empty_like(B), torch.empty_like(C), grad_last)  # fmt: skip
+    sum_A = A.new_zeros(A.shape, dtype=torch.float64)
+    out = ChunkGradients(
+        torch.empty_like(u), torch.empty_like(dt), sum_A, torch.empty_like(B), torch.empty_like(C), grad_last
+    )
     arriving = grad_last
     for start in reversed(range(0, length, steps * chunks)):
         count = min(chunks, -(-(length - start) // steps))

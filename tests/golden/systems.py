@@ -1,9 +1,15 @@
 """`SYSTEMS`: every system of the golden cases that is built, by the name of its folder. One line and one file each."""
 
 from tests.golden.adapters import (
+    agunet_daunet,
+    attswinunet,
+    crossdconv,
+    daf,
+    dformer,
     efficientvim,
     efficientvmamba,
     groupmamba,
+    herseg,
     hrvmamba_dvss,
     hydra,
     mamba2_ssd,
@@ -12,6 +18,7 @@ from tests.golden.adapters import (
     mambaout,
     mhsvm,
     msvmamba,
+    paratranscnn,
     plainmamba,
     s4d,
     segmamba,
@@ -24,9 +31,15 @@ from tests.golden.adapters import (
 from tests.golden.case import Adapter
 
 SYSTEMS: dict[str, Adapter] = {
+    "agunet_daunet": agunet_daunet.build,
+    "attswinunet": attswinunet.build,
+    "crossdconv": crossdconv.build,
+    "daf": daf.build,
+    "dformer": dformer.build,
     "efficientvim": efficientvim.build,
     "efficientvmamba": efficientvmamba.build,
     "groupmamba": groupmamba.build,
+    "herseg": herseg.build,
     "hrvmamba_dvss": hrvmamba_dvss.build,
     "hydra": hydra.build,
     "mamba2_ssd": mamba2_ssd.build,
@@ -35,6 +48,7 @@ SYSTEMS: dict[str, Adapter] = {
     "mambaout": mambaout.build,
     "mhsvm": mhsvm.build,
     "msvmamba": msvmamba.build,
+    "paratranscnn": paratranscnn.build,
     "plainmamba": plainmamba.build,
     "s4d": s4d.build,
     "segmamba": segmamba.build,

@@ -1,5 +1,6 @@
 """The vision-Mamba networks beyond their golden cases: published sizes, odd maps, gradients, settings, names."""
 
+import re
 from collections.abc import Callable
 from itertools import pairwise, product
 
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from medmamba.errors import ConfigError
-from medmamba.layers.ss2d import SS2D, PatchMerging, cross_merge, cross_scan
+from medmamba.layers.ss2d import CROSS, SS2D, PatchMerging, ScanParameters, cross_merge, cross_scan
 from medmamba.nets import own_name
 from medmamba.nets.efficientvim import EfficientViM, EfficientViMConfig
 from medmamba.nets.efficientvmamba import (
@@ -100,7 +101,8 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     ),
     "hrvmamba": (lambda: DVSSBlock(DVSSConfig(channels=20, state=2, mlp_ratio=2)), (2, 20, 5, 4)),
 }
-CANCELS = {"efficientvim": "mixer.A"}  # constant along the tokens of a softmax: its gradient is zero but for rounding
+# Without effect by construction: a constant along the tokens of a softmax; a decay where there is only one step.
+CANCELS = {"efficientvim": r"mixer\.A$", "groupmamba": r"post_network\..*A_logs$"}
 
 
 def small(name: str) -> tuple[nn.Module, tuple[int, ...]]:
@@ -132,7 +134,7 @@ def test_odd_maps_and_gradients_reach_every_parameter(name: str) -> None:
         assert out.shape == (shape[0], network.config.classes)  # type: ignore[union-attr]
     (out * torch.randn_like(out)).sum().backward()
     silent = [key for key, value in network.named_parameters() if value.grad is None or not value.grad.any()]
-    assert [key for key in silent if not key.endswith(CANCELS.get(name, "nothing"))] == []
+    assert [key for key in silent if not re.search(CANCELS.get(name, "$^"), key)] == []
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -145,9 +147,31 @@ def test_batched_equals_single(name: str) -> None:
     torch.testing.assert_close(both[1:], one, rtol=1e-9, atol=1e-9)  # float64; the fusion of MHS-VM magnifies rounding
 
 
+@pytest.mark.parametrize("name", sorted(set(SMALL) - {"mhsvm"}))  # its fusion turns 16-bit rounding into noise
+def test_autocast_stays_near(name: str) -> None:
+    """bfloat16 keeps 8 bits: a few percent of the largest entry."""
+    network, shape = small(name)
+    network.float().eval()
+    x = torch.randn(shape)
+    with torch.no_grad():
+        exact = network(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            near = network(x)
+    assert float((near - exact).abs().max() / exact.abs().max()) < 0.05
+
+
 def test_cross_merge_undoes_cross_scan() -> None:
     x = torch.randn(2, 3, 4, 5)
     torch.testing.assert_close(cross_merge(cross_scan(x), 4, 5), 4 * x)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 3, 1, 6), (1, 3, 5, 1)])
+def test_scanning_in_place_is_scan_and_merge(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    scans = ScanParameters(channels=20, inner=3, directions=4, state=2).double()
+    x = torch.randn(shape, dtype=torch.float64)
+    merged = cross_merge(scans.scan(cross_scan(x)), *shape[2:])
+    torch.testing.assert_close(scans.scan_map(x, CROSS), merged, rtol=1e-12, atol=1e-12)  # float64, other sum order
 
 
 def test_skip_restore_undoes_skip_sample() -> None:
@@ -233,7 +257,7 @@ WRONG: dict[str, Callable[[], object]] = {
     "mhs heads": lambda: MHSVMConfig(heads=2),
     "mhs widths": lambda: MHSVMConfig(widths=(8, 16, 24, 48)),
     "mhs stages": lambda: MHSVMConfig(depths=(1,)),
-    "efficientvim stem": lambda: EfficientViMConfig(widths=(12, 16, 16)),
+    "efficientvim stem": lambda: EfficientViMConfig(widths=(7, 16, 16)),
     "efficientvim stages": lambda: EfficientViMConfig(depths=(1,)),
     "msvmamba stages": lambda: MSVMambaConfig(depths=(1,)),
     "efficientvmamba stages": lambda: EfficientVMambaConfig(depths=(1,)),
