@@ -18,6 +18,7 @@ import torch
 
 from medmamba.bundle import Bundle
 from medmamba.files import hash_json, write_json
+from medmamba.ops.backend import backend_report
 
 RESULT_VERSION = 1  # raised when our code changes outputs: every finished case is then due again
 
@@ -93,4 +94,5 @@ def machine() -> dict[str, Any]:
         "torch": str(torch.__version__),
         "system": platform.platform(),
         "threads": torch.get_num_threads(),
+        "scan": {k: v for k, v in backend_report().items() if k in ("backend", "isa", "fallback_reason")},
     }
