@@ -21,7 +21,7 @@ from medmamba.formats.nifti import find, label_names, read_labels
 from medmamba.grid import Grid
 from pipelines.case import safe_id
 from pipelines.cohort import ID_COLUMNS, LABEL, LabelledCase, read_rows, rounded
-from pipelines.formats import open_source, suffix_of
+from pipelines.formats import open_source, stem_of, suffix_of
 from pipelines.metrics import KINDS, TOLERANCE_MM, Score, interval, score
 from pipelines.predict import Predictor, predict_labels
 from pipelines.tasks.segmentation import SUFFIX
@@ -208,7 +208,7 @@ def references(place: Path) -> list[Known]:
     """From a manifest, or a folder: its `*_dseg` files when there are any, else all. Raises ConfigError when none."""
     if place.is_dir():
         files = find(place)
-        files = [f for f in files if stem(f).endswith(f"_{SUFFIX}")] or files
+        files = [f for f in files if stem_of(f).endswith(f"_{SUFFIX}")] or files
         known = [Known(case=case_of(f), group=case_of(f), names=(case_of(f),), path=f) for f in files]
     else:
         known = [_from_row(place, number, row) for number, row in enumerate(read_rows(place), start=1)]
@@ -222,7 +222,7 @@ def _from_row(manifest: Path, number: int, row: Mapping[str, str]) -> Known:
     if not case or not row.get(LABEL):
         raise ConfigError(f"{manifest}: row {number} needs columns 'case' and 'label'; found {sorted(row)}")
     files = [Path(v) for k, v in row.items() if k != LABEL and v and suffix_of(Path(v))]
-    names = (case, *(safe_id(stem(f)) for f in files))
+    names = (case, *(safe_id(stem_of(f)) for f in files))
     return Known(case=case, group=row.get("group") or case, names=names, path=manifest.parent / row[LABEL])
 
 
@@ -247,14 +247,9 @@ def match(known: Iterable[Known], prediction: Path) -> list[tuple[Known, Path, P
     return pairs
 
 
-def stem(path: Path) -> str:
-    """File name without its known suffix."""
-    return path.name[: len(path.name) - len(suffix_of(path) or "")]
-
-
 def case_of(path: Path) -> str:
     """Case id of a label file: `<case>_dseg.nii.gz` or `<case>.nii.gz`."""
-    return stem(path).removesuffix(f"_{SUFFIX}")
+    return stem_of(path).removesuffix(f"_{SUFFIX}")
 
 
 def all_labels(paths: Iterable[Path]) -> dict[int, str]:

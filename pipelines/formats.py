@@ -27,6 +27,5 @@ def open_source(path: Path) -> NiftiSource:
 
 
 def stem_of(path: Path) -> str:
-    """The file name without its known suffix."""
-    suffix = suffix_of(path)
-    return path.name[: -len(suffix)] if suffix else path.stem
+    """The file name without its known suffix; the whole name when the suffix is unknown."""
+    return path.name[: len(path.name) - len(suffix_of(path) or "")]

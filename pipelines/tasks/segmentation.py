@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 
 from medmamba.errors import ConfigError
-from medmamba.grid import Grid
+from medmamba.preprocessing import slabs
 from medmamba.source import Source
-from medmamba.windows import Window
 
 SUFFIX = "dseg"
 
@@ -57,9 +56,7 @@ class Segmentation:
         grid = source.grid
         ml = grid.cell_volume / 1000.0
         sums = {v: np.zeros(3) for v in self.written_names if v}
-        for row in range(0, grid.shape[0], rows_of(grid)):
-            size = (min(rows_of(grid), grid.shape[0] - row), *grid.shape[1:])
-            window = Window(start=(row, *(0 for _ in size[1:])), size=size)
+        for window in slabs(grid.shape):
             values = source.read(window).array[0].astype(np.float64)
             part = labels[window.slices]
             for value, total in sums.items():
@@ -81,11 +78,6 @@ class Segmentation:
             "intensity_std": std,
             "truncated": touches_border(labels, value),
         }
-
-
-def rows_of(grid: Grid) -> int:
-    """Rows of axis 0 that hold about four million cells."""
-    return max(1, 4_000_000 // max(1, int(np.prod(grid.shape[1:]))))
 
 
 def touches_border(labels: np.ndarray, value: int) -> bool:
