@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from medmamba.errors import BundleError, MedMambaError
 from medmamba.files import hash_file, hash_json, write_bytes, write_json
+from medmamba.layers.planes import OnPlanes
 from medmamba.preprocessing import Preprocessing
+from medmamba.windows import Windowing
 
 FORMAT = 1
 Builder = Callable[[Mapping[str, Any]], nn.Module]
@@ -98,7 +100,10 @@ class Bundle:
             raise BundleError(f"{path}: {error}") from error
 
     def build(self, builders: Mapping[str, Builder]) -> nn.Module:
-        """The network (folds averaged when there are several), weights loaded, on the CPU, evaluation mode."""
+        """The network (folds averaged when there are several), weights loaded, on the CPU, evaluation mode.
+
+        It takes windows of the contract: a 2D network is shown the planes of a volume one by one.
+        """
         if self.network not in builders:
             raise BundleError(f"{self.folder}: network {self.network!r} unknown; known: {', '.join(sorted(builders))}")
         folds = []
@@ -111,7 +116,13 @@ class Bundle:
                     f"{self.folder / name}: the weights do not fit network {self.network!r}: {error}"
                 ) from None
             folds.append(network)
-        return (folds[0] if len(folds) == 1 else MeanOfFolds(folds)).eval()
+        network = folds[0] if len(folds) == 1 else MeanOfFolds(folds)
+        return worn(network, self.preprocessing.windowing).eval()
+
+
+def worn(network: nn.Module, windowing: Windowing) -> nn.Module:
+    """The network as the window loop wants it, `(B, C, *window) -> (B, K, *window)`."""
+    return network if windowing.network_size == windowing.size else OnPlanes(network)
 
 
 class MeanOfFolds(nn.Module):

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from medmamba.errors import InputError
-from medmamba.source import PaddedSource, Sink, Source
+from medmamba.sample import Image
+from medmamba.source import PaddedSource, RowCache, Sink, Source
 from medmamba.windows import Stitcher, Window, Windowing
+
+Group = tuple[list[Window], list[bool], np.ndarray]
+T = TypeVar("T")
 
 
 @dataclass
@@ -40,9 +46,10 @@ def infer(
 ) -> InferNotes:
     """Runs `network` (B, C, *w) -> (B, K = `classes`, *w) over all windows; blended scores (K, rows, ...) go to `sink`.
 
-    Slabs arrive in order of axis 0, on the source's grid (padding cropped). `sums` is the accumulator (float64 makes
-    constant in = constant out exact). Out of memory halves the batch, then moves to the CPU, then raises
-    InputError("too_large"); other errors pass through. `progress(done, all)` is called after each batch.
+    Slabs arrive in order of axis 0, on the source's grid (padding cropped), float32. Each row of the source is read
+    once, the next batch while the network works on this one. `sums` is the accumulator (float64 makes constant in =
+    constant out exact). Out of memory halves the batch, then moves to the CPU, then raises InputError("too_large");
+    other errors pass through. `progress(done, all)` is called after each batch.
     """
     shape = source.grid.shape
     lacking = [max(w - n, 0) for w, n in zip(windowing.size, shape, strict=True)]
@@ -53,11 +60,13 @@ def infer(
     stitcher = Stitcher(classes, padded.grid.shape, windowing, sums)
     windows = windowing.windows(padded.grid.shape)
     done = 0
-    for group, arrays in _batches(padded, windows, windowing, runner):
-        for window, scores in zip(group, runner.scores(arrays), strict=True):
-            for slab in stitcher.add(window, scores):
+    for group, empty, patches in ahead(_batches(RowCache(padded, windowing.size[0]), windows, windowing, runner)):
+        scores = runner.scores(patches)
+        for window, skipped in zip(group, empty, strict=True):
+            for slab in stitcher.add(window, None if skipped else scores.pop(0)):
                 _write(sink, slab, before, shape)
         done += len(group)
+        runner.notes.skipped += sum(empty)
         if progress:
             progress(done, len(windows))
     for slab in stitcher.finish():
@@ -66,22 +75,35 @@ def infer(
     return runner.notes
 
 
-def _batches(
-    source: Source, windows: list[Window], windowing: Windowing, runner: _Runner
-) -> Iterator[tuple[list[Window], list[np.ndarray | None]]]:
-    """Windows and their arrays in groups of the runner's present batch; None for a window that is skipped."""
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, the next one made in a thread while the caller works on this one."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
+
+
+def _batches(source: Source, windows: list[Window], windowing: Windowing, runner: _Runner) -> Iterator[Group]:
+    """Windows in groups of the runner's present batch, which of them are empty, and the arrays of the others."""
     at = 0
     while at < len(windows):
         group = windows[at : at + runner.batch]
         at += len(group)
-        arrays: list[np.ndarray | None] = []
+        empty, patches = [], np.empty((len(group), len(source.channels), *windowing.size), np.float32)
         for window in group:
             image = source.read(window)
-            empty = windowing.skip_below is not None and (
-                (image.valid is not None and not image.valid.any()) or float(image.array.max()) <= windowing.skip_below
-            )
-            arrays.append(None if empty else image.array)
-        yield group, arrays
+            empty.append(_is_empty(image, windowing.skip_below))
+            if not empty[-1]:
+                patches[len(empty) - sum(empty) - 1] = image.array
+        yield group, empty, patches[: len(group) - sum(empty)]
+
+
+def _is_empty(image: Image, skip_below: float | None) -> bool:
+    """No valid cell, or no value above the contract's threshold."""
+    if image.valid is not None and not image.valid.any():
+        return True
+    return skip_below is not None and float(image.array.max()) <= skip_below
 
 
 class _Runner:
@@ -91,20 +113,16 @@ class _Runner:
         self.network, self.device, self.batch = network.to(device).eval(), device, batch
         self.notes = InferNotes()
 
-    def scores(self, arrays: list[np.ndarray | None]) -> Iterator[Tensor | None]:
-        """Scores (K, *w) on the CPU, one a window; None for a skipped one."""
-        full = [np.ascontiguousarray(a, dtype=np.float32) for a in arrays if a is not None]
-        self.notes.skipped += len(arrays) - len(full)
-        results: Iterator[Tensor] = iter(self._forward(torch.from_numpy(np.stack(full))) if full else [])
-        for array in arrays:
-            yield None if array is None else next(results)
+    def scores(self, patches: np.ndarray) -> list[Tensor]:
+        """Scores (K, *w) on the CPU, one a patch (C, *w)."""
+        return list(self._forward(torch.from_numpy(patches))) if len(patches) else []
 
     def _forward(self, patches: Tensor) -> Tensor:
         while True:
             try:
                 with torch.inference_mode():
                     parts = [self.network(p.to(self.device)).float().cpu() for p in patches.split(self.batch)]
-                return torch.cat(parts)
+                return parts[0] if len(parts) == 1 else torch.cat(parts)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise

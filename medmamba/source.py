@@ -6,14 +6,17 @@ Everything between the file and the network is a Source wearing another Source; 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from medmamba.errors import GeometryError
+from medmamba.errors import GeometryError, InputError
 from medmamba.grid import Grid
 from medmamba.sample import Image
 from medmamba.windows import Window
+
+ROWS_CELLS = 1_000_000  # read at a time by RowCache
 
 
 class Source(Protocol):
@@ -28,6 +31,17 @@ class Source(Protocol):
     def read(self, window: Window) -> Image: ...
 
 
+class FileSource(Source, Protocol):
+    """A source that stands on a file (or folder) `path`. `notes`: what the reader of the result must know, such as a
+    tilt that was kept or an orientation that was assumed; they go into the report. `close` lets maps and scratch go."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+    def close(self) -> None: ...
+
+
 class Sink(Protocol):
     """Takes arrays (C, *window.size) in any order of windows; `close` makes them last."""
 
@@ -38,6 +52,18 @@ class Sink(Protocol):
 def read_all(source: Source) -> Image:
     """The whole image in memory."""
     return source.read(Window.whole(source.grid.shape))
+
+
+def whole_labels(source: FileSource) -> np.ndarray:
+    """A label image (*space) int32. Raises InputError when it has several channels or values that are not whole."""
+    if len(source.channels) != 1:
+        raise InputError("wrong_channels", f"{source.path}: {len(source.channels)} channels; a label image has 1")
+    image = read_all(source).array[0]
+    whole = np.rint(image)
+    if not np.array_equal(whole, image):
+        found = image[whole != image][0]
+        raise InputError("bad_header", f"{source.path}: label values such as {found} are not whole numbers")
+    return whole.astype(np.int32)
 
 
 class ArraySource:
@@ -182,3 +208,54 @@ class PaddedSource:
         if inner.valid is not None:
             valid = valid & inner.valid[index]
         return Image(array, self.grid.crop(window.start, window.size), self.channels, valid)
+
+
+class RowCache:
+    """A source that keeps the last `depth` rows (axis 0, whole planes) of another, so that overlapping windows read in
+    order touch each row once. Arrays are views, good until the next read; a window that goes back starts afresh."""
+
+    def __init__(self, source: Source, depth: int) -> None:
+        self.source, self.depth = source, depth
+        self.grid, self.channels, self.dtype = source.grid, source.channels, source.dtype
+        self.first = self.stop = 0
+        self._array = np.empty(0)
+        self._valid: np.ndarray | None = None
+
+    def read(self, window: Window) -> Image:
+        window.require_inside(self.grid.shape)
+        self._hold(window.start[0], window.stop[0])
+        rows = (slice(window.start[0] - self.first, window.stop[0] - self.first), *window.slices[1:])
+        valid = None if self._valid is None else self._valid[rows]
+        return Image(self._array[(slice(None), *rows)], self.grid.crop(window.start, window.size), self.channels, valid)
+
+    def _hold(self, start: int, stop: int) -> None:
+        """Makes rows start..stop present; those still wanted move to the front."""
+        if not self.first <= start <= self.stop or stop - start > self.depth or not self._array.size:
+            self.first = self.stop = start
+            self.depth = max(self.depth, stop - start)
+            self._array = np.empty((len(self.channels), self.depth, *self.grid.shape[1:]), self.dtype)
+            self._valid = None
+        if stop > self.stop:
+            self._drop(start - self.first)
+        plane = max(1, int(np.prod(self.grid.shape[1:])))
+        while self.stop < stop:
+            rows = min(stop - self.stop, max(1, ROWS_CELLS // plane))
+            origin = (self.stop, *(0 for _ in self.grid.shape[1:]))
+            self._take(self.source.read(Window(start=origin, size=(rows, *self.grid.shape[1:]))))
+
+    def _drop(self, rows: int) -> None:
+        kept = self.stop - self.first - rows
+        for i in range(kept if rows else 0):
+            self._array[:, i] = self._array[:, i + rows]
+            if self._valid is not None:
+                self._valid[i] = self._valid[i + rows]
+        self.first += rows
+
+    def _take(self, image: Image) -> None:
+        at = slice(self.stop - self.first, self.stop - self.first + image.grid.shape[0])
+        self._array[:, at] = image.array
+        if image.valid is not None and self._valid is None:
+            self._valid = np.ones(self._array.shape[1:], dtype=bool)
+        if self._valid is not None:
+            self._valid[at] = True if image.valid is None else image.valid
+        self.stop += image.grid.shape[0]

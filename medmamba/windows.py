@@ -68,14 +68,15 @@ def ramp_weights(n: int, overlap: int) -> np.ndarray:
 
 WEIGHTS = {"gaussian": gaussian_weights, "ramp": ramp_weights}
 LEAST_WEIGHT = 1e-3  # MONAI's floor for the product of the Gaussian axes
+PIECE_BYTES = 4 << 20  # of scores handed on at a time: what follows works in the processor's cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Windowing:
     """How an image is cut: window `size` and `overlap` in cells per axis, blending `weights`, `pad` where too small.
 
-    `skip_below`: a window whose values are all at or below this (after preprocessing) or all invalid is not shown to
-    the network and scores as background; None = every window is computed.
+    A window without one valid cell, or with no value above `skip_below` (after preprocessing; None: no such rule), is
+    not shown to the network: its scores are 0, so it is background.
     """
 
     size: tuple[int, ...]
@@ -91,6 +92,11 @@ class Windowing:
             raise ConfigError(f"overlap {self.overlap} must lie in 0..size-1 of {self.size} on each axis")
         if self.weights not in WEIGHTS:
             raise ConfigError(f"window weights {self.weights!r} unknown; known: {', '.join(WEIGHTS)}")
+
+    @property
+    def network_size(self) -> tuple[int, ...]:
+        """The window as the network sees it: one plane (1, h, w) of a volume is shown to a 2D network as (h, w)."""
+        return self.size[1:] if len(self.size) == 3 and self.size[0] == 1 else self.size
 
     def starts(self, shape: Sequence[int]) -> list[list[int]]:
         """Starts per axis for an image at least as large as the window."""
@@ -119,8 +125,9 @@ def axis_starts(n: int, w: int, o: int) -> list[int]:
 class Stitcher:
     """Weighted mean of overlapping windows, kept only for the rows that a later window can still touch.
 
-    `add` takes windows in C order and yields finished slabs `(window, scores (K, rows, ...))`; `finish` the rest.
-    Holds (K + 1) * window depth * plane numbers, whatever the length of axis 0.
+    `add` takes windows in C order and yields finished slabs `(window, scores (K, rows, ...))` in pieces of about
+    PIECE_BYTES; `finish` the rest. Holds K * window depth * plane numbers, whatever the length of axis 0: how much
+    weight fell on a row is the same sum for every row of windows, so it is made again when the row is handed out.
     """
 
     def __init__(
@@ -128,32 +135,41 @@ class Stitcher:
     ) -> None:
         self.shape, self.depth = tuple(shape), windowing.size[0]
         self.weight = windowing.weight(dtype)
+        self.first, *across = windowing.starts(shape)
+        self.places = [Window(start=start, size=windowing.size[1:]).slices for start in product(*across)]
         self.sums = torch.zeros(classes, self.depth, *self.shape[1:], dtype=dtype)
-        self.total = torch.zeros(1, self.depth, *self.shape[1:], dtype=dtype)
         self.row = 0
 
     def add(self, window: Window, scores: Tensor | None) -> Iterator[tuple[Window, Tensor]]:
         """Adds the scores (K, *window.size) of one window (None: all 0); yields what became final before it."""
         if window.start[0] > self.row:
-            yield self._hand_out(window.start[0])
-        place = (slice(None), slice(None), *window.slices[1:])
+            yield from self._hand_out(window.start[0])
         if scores is not None:
+            place = (slice(None), slice(None), *window.slices[1:])
             self.sums[place].addcmul_(scores.to(self.sums.dtype), self.weight)
-        self.total[place] += self.weight
 
     def finish(self) -> Iterator[tuple[Window, Tensor]]:
         """Yields the last slab."""
-        yield self._hand_out(self.shape[0])
+        yield from self._hand_out(self.shape[0])
 
-    def _hand_out(self, row: int) -> tuple[Window, Tensor]:
-        rows = row - self.row
-        start = (self.row, *(0 for _ in self.shape[1:]))
-        finished = self.sums[:, :rows] / self.total[:, :rows]
-        for buffer in (self.sums, self.total):
-            for i in range(self.depth):  # planes move down one by one: no copy of the whole buffer
-                if i + rows < self.depth:
-                    buffer[:, i] = buffer[:, i + rows]
-                else:
-                    buffer[:, i] = 0
-        self.row = row
-        return Window(start=start, size=(rows, *self.shape[1:])), finished
+    def _hand_out(self, stop: int) -> Iterator[tuple[Window, Tensor]]:
+        """Scores float32 of the rows before `stop`, then the other rows move down plane by plane: no second buffer."""
+        rows = stop - self.row
+        step = max(1, PIECE_BYTES // max(1, self.sums[:, 0].numel() * self.sums.element_size()))
+        for at in range(0, rows, step):
+            part = slice(at, min(at + step, rows))
+            total = torch.stack([self._total(self.row + i) for i in range(part.start, part.stop)])
+            window = Window(start=(self.row + at, *(0 for _ in self.shape[1:])), size=tuple(total.shape))
+            yield window, (self.sums[:, part] / total).float()
+        for i in range(self.depth):
+            self.sums[:, i] = self.sums[:, i + rows] if i + rows < self.depth else 0
+        self.row = stop
+
+    def _total(self, row: int) -> Tensor:
+        """The weight that fell on the cells of one finished row, added up in the order of the windows."""
+        total = torch.zeros(self.shape[1:], dtype=self.sums.dtype)
+        for start in self.first:
+            if start <= row < start + self.depth:
+                for place in self.places:
+                    total[place] += self.weight[row - start]
+        return total

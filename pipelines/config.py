@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -13,6 +13,7 @@ from medmamba.errors import ConfigError, MedMambaError
 from medmamba.preprocessing import Channel, Preprocessing
 from medmamba.windows import Windowing
 from pipelines.case import SAFE
+from pipelines.networks import segmentation_settings
 
 
 class Section(BaseModel):
@@ -22,7 +23,8 @@ class Section(BaseModel):
 
 
 class ChannelSection(Section):
-    """One input channel in order: manifest column `role`, clip in file units, scaling "zscore" or "fixed"."""
+    """One input channel in order: manifest column `role`, clip in file units, scaling "zscore" or "fixed"; the 1 % and
+    99 % quantiles of an image lie in `low_between` and `high_between`, else it is refused as `wrong_units`."""
 
     role: str
     clip: tuple[float, float] | None = None
@@ -30,11 +32,15 @@ class ChannelSection(Section):
     shift: float = 0.0
     scale: float = 1.0
     foreground_above: float | None = None
+    low_between: tuple[float, float] | None = None
+    high_between: tuple[float, float] | None = None
 
 
 class PreprocessingSection(Section):
-    """The contract with the data. `window` is also the patch of training; `spacing_mm` in array order (z, y, x), none =
-    the file's own; `overlap` in cells, none = half the window."""
+    """The contract with the data. `window` is also the patch of training; (1, y, x) shows planes to a 2D network.
+
+    `spacing_mm` in array order (z, y, x), none = the file's own; `overlap` in cells, none = half the window.
+    """
 
     channels: tuple[ChannelSection, ...] = Field(min_length=1)
     window: tuple[int, ...] = Field(min_length=2, max_length=3)
@@ -78,34 +84,27 @@ class AugmentSection(Section):
     scale_factor: float = Field(default=0.2, ge=0, lt=1)
 
 
-class TrainRun(Section):
-    """`medmamba train RUN.toml`. `labels`: value in the label files -> name; the network's classes follow the values.
+class LabelCode(Section):
+    """What a label is in a coding scheme, for DICOM: `type` and, unless it is anatomy, `category`, each as
+    (scheme, value, meaning), for example ("SCT", "10200004", "Liver")."""
 
-    Length of training: `epochs` of `steps_per_epoch` batches of patches. `validation_share` of the groups is held out,
-    unless the manifest has a `split` column. `network`: its settings but in_channels, out_channels and spatial_dims.
+    type: tuple[str, str, str]
+    category: tuple[str, str, str] = ("SCT", "123037004", "Anatomical Structure")
+
+
+class Contract(Section):
+    """What a bundle promises: its name, network, preprocessing and labels. `--contract FILE.toml` of import-weights.
+
+    `network`: settings of the architecture but in_channels, out_channels and spatial_dims. `labels`: value in the label
+    files -> name; the network's classes follow the values. `codes`: label value -> its code, where it has one.
     """
 
     name: str
-    manifest: Path
-    output: Path
     architecture: str = "mamba_unet"
     network: Mapping[str, Any] = Field(default_factory=dict)
     preprocessing: PreprocessingSection
     labels: dict[int, str] = Field(min_length=1)
-    other_labels: Literal["refuse", "background"] = "refuse"
-    epochs: int = Field(default=10, ge=1)
-    steps_per_epoch: int = Field(default=50, ge=1)
-    batch: int = Field(default=2, ge=1)
-    lr: float = Field(default=3e-3, gt=0)
-    weight_decay: float = Field(default=1e-2, ge=0)
-    warmup_steps: int = Field(default=0, ge=0)
-    seed: int = Field(default=0, ge=0)
-    foreground_share: float = Field(default=0.5, ge=0, le=1)
-    validation_share: float = Field(default=0.2, ge=0, lt=1)
-    validate_every: int = Field(default=1, ge=1)
-    augment: AugmentSection = AugmentSection()
-    device: str = "auto"
-    amp: bool = True
+    codes: dict[int, LabelCode] = Field(default_factory=dict)
     card: Mapping[str, Any] = Field(default_factory=dict)
 
     @field_validator("name")
@@ -122,27 +121,33 @@ class TrainRun(Section):
             raise ValueError(f"{min(labels)} is not a label value; 0 is background and negative values have no meaning")
         return dict(sorted(labels.items()))
 
-    @property
-    def steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
+    @model_validator(mode="after")
+    def _codes_of_labels(self) -> Self:
+        if unknown := sorted(set(self.codes) - set(self.labels)):
+            raise ValueError(f"codes of {unknown}, which are no labels; known: {list(self.labels)}")
+        return self
 
     @property
     def network_config(self) -> dict[str, Any]:
-        """All settings of the network: those of the run file, the channels, the classes and the rank."""
+        """All settings of the network: those of the file, the channels, the classes and the rank."""
         channels, classes = len(self.preprocessing.channels), len(self.labels) + 1
-        own = {"in_channels": channels, "out_channels": classes, "spatial_dims": len(self.preprocessing.window)}
-        return {**self.network, **own}
+        size = self.preprocessing.contract().windowing.network_size
+        return segmentation_settings(
+            self.architecture, self.network, in_channels=channels, out_channels=classes, size=size
+        )
 
     @property
     def task(self) -> dict[str, Any]:
         """The bundle's task entry: network class k -> name, and the value written for it."""
         classes = list(enumerate(self.labels.items(), start=1))
         names = {str(k): name for k, (_, name) in classes}
-        return {"name": "segmentation", "labels": names, "values": {str(k): value for k, (value, _) in classes}}
+        codes = {str(k): self.codes[value].model_dump(mode="json") for k, (value, _) in classes if value in self.codes}
+        entry = {"name": "segmentation", "labels": names, "values": {str(k): value for k, (value, _) in classes}}
+        return {**entry, "codes": codes} if codes else entry
 
     @classmethod
-    def load(cls, path: Path, **changes: Any) -> TrainRun:
-        """The run file (TOML), with `changes` (flags) over it; relative paths count from the file's folder.
+    def load(cls, path: Path, **changes: Any) -> Self:
+        """The file (TOML), with `changes` (flags) over it; relative paths count from the file's folder.
 
         Raises ConfigError listing every fault.
         """
@@ -156,15 +161,56 @@ class TrainRun(Section):
             if isinstance(values.get(key), str):
                 values[key] = str(path.parent / values[key])
         values.update({k: v for k, v in changes.items() if v is not None})
-        return check_run(values, where=str(path))
+        return cls.check(values, where=str(path))
+
+    @classmethod
+    def check(cls, values: Mapping[str, Any], *, where: str = "run") -> Self:
+        """From plain values. Raises ConfigError with one line a fault."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(f"{where}: {error.error_count()} faults\n{told(error)}") from None
 
 
-def check_run(values: Mapping[str, Any], *, where: str = "run") -> TrainRun:
-    """A TrainRun from plain values. Raises ConfigError with one line a fault."""
-    try:
-        return TrainRun.model_validate(values)
-    except ValidationError as error:
-        raise ConfigError(f"{where}: {error.error_count()} faults\n{told(error)}") from None
+class TrainRun(Contract):
+    """`medmamba train RUN.toml`.
+
+    Length of training: `epochs` of `steps_per_epoch` batches of patches. `validation_share` of the groups is held out,
+    unless the manifest has a `split` column. Cells labelled `ignore_label` enter neither loss nor scores. `debug`
+    watches the layers and names the first that meets NaN or infinity. `memory`: what a reversible network keeps for the
+    backward pass; "auto" takes the fastest mode whose step fits in `ram` ("4G"; none: half of the device).
+    """
+
+    manifest: Path
+    output: Path
+    other_labels: Literal["refuse", "background"] = "refuse"
+    ignore_label: int | None = None
+    epochs: int = Field(default=10, ge=1)
+    steps_per_epoch: int = Field(default=50, ge=1)
+    batch: int = Field(default=2, ge=1)
+    lr: float = Field(default=3e-3, gt=0)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0)
+    foreground_share: float = Field(default=0.5, ge=0, le=1)
+    validation_share: float = Field(default=0.2, ge=0, lt=1)
+    validate_every: int = Field(default=1, ge=1)
+    augment: AugmentSection = AugmentSection()
+    device: str = "auto"
+    amp: bool = True
+    memory: Literal["auto", "stored", "stages", "full"] = "auto"
+    ram: str | None = None
+    debug: bool = False
+
+    @model_validator(mode="after")
+    def _ignored_is_no_label(self) -> Self:
+        if self.ignore_label is not None and self.ignore_label in (0, *self.labels):
+            raise ValueError(f"ignore_label {self.ignore_label} is background or one of the labels; give its own value")
+        return self
+
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
 
 
 def told(error: ValidationError) -> str:

@@ -29,8 +29,19 @@ TISSUES = {1: "grey matter", 2: "white matter"}
 MAPS = tuple(f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz" for name in ("t1", "gm", "wm"))
 SPACING_MM, FIELD_MM = 3.0, (192.0, 240.0, 192.0)  # (z, y, x): 64 x 80 x 64 cells
 CENTRE_MM = (1.0, -19.0, 4.0)  # world x, y, z of the middle of the head
-WARP_MM, BIAS, GAMMA, NOISE = 5.0, 0.25, (0.8, 1.25), (0.01, 0.04)
+WARP_MM, BIAS, GAMMA = 5.0, 0.25, (0.8, 1.25)
 DAMAGED = "sub-99_t1.nii.gz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looks:
+    """How hard the images are: range of the noise's standard deviation, share of cases with inverted contrast."""
+
+    noise: tuple[float, float] = (0.01, 0.04)
+    inverted: float = 0.0
+
+
+HARD = Looks(noise=(0.02, 0.10), inverted=0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +62,13 @@ class Cohort:
 
 
 def build(
-    folder: Path, *, train: int = 12, test: int = 4, seed: int = 0, progress: Callable[[int, int], None] | None = None
+    folder: Path,
+    *,
+    train: int = 12,
+    test: int = 4,
+    looks: Looks | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Cohort:
     """Writes the cohort below `folder`, the same bytes for the same numbers; `progress(done, all)`.
 
@@ -64,7 +81,7 @@ def build(
         part = "train" if number < train else "test"
         rng = np.random.default_rng((seed, number))
         grid = scanner_grid(rng, tilted=number % 4 == 3)
-        image, labels = make_case(head, grid, rng)
+        image, labels = make_case(head, grid, looks or Looks(), rng)
         order = tuple(int(a) for a in rng.permutation(3))
         flips = tuple(bool(f) for f in rng.random(3) < 0.5)
         stored = grid.permute(order, flips)
@@ -109,7 +126,7 @@ def scanner_grid(rng: np.random.Generator, *, tilted: bool) -> Grid:
     return Grid(tuple(int(n) for n in shape), affine, RAS)
 
 
-def make_case(head: Head, grid: Grid, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def make_case(head: Head, grid: Grid, looks: Looks, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """An image (int16) and its labels (int32), both of `grid.shape`: the head warped, then given its own looks."""
     index = np.indices(grid.shape).reshape(3, -1)
     world = grid.affine[:3, :3] @ index + grid.affine[:3, 3:]
@@ -121,7 +138,9 @@ def make_case(head: Head, grid: Grid, rng: np.random.Generator) -> tuple[np.ndar
     t1, gm, wm = (map_coordinates(m, places, order=1, mode="constant").reshape(grid.shape) for m in head.maps)
     labels = np.where(gm > 0.5, 1, np.where(wm > 0.5, 2, 0)).astype(np.int32)
     bright = t1 ** rng.uniform(*GAMMA) * np.exp(BIAS * smooth_field(grid.shape, rng))
-    sigma = rng.uniform(*NOISE)
+    if looks.inverted and rng.random() < looks.inverted:
+        bright = np.where(t1 > 0.05, bright.max() - bright, bright)  # air stays dark
+    sigma = rng.uniform(*looks.noise)
     noisy = np.hypot(bright + rng.normal(0, sigma, grid.shape), rng.normal(0, sigma, grid.shape))  # Rician, as in MR
     return np.rint(noisy * rng.uniform(400, 1200)).clip(0, 32000).astype(np.int16), labels
 

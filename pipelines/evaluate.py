@@ -17,11 +17,12 @@ import numpy as np
 from medmamba.bundle import Bundle
 from medmamba.errors import ConfigError, GeometryError
 from medmamba.files import write_bytes, write_json
-from medmamba.formats.nifti import find, label_names, read_labels
+from medmamba.formats.nifti import find, label_names
 from medmamba.grid import Grid
 from pipelines.case import safe_id
-from pipelines.cohort import ID_COLUMNS, LABEL, LabelledCase, read_rows, rounded
-from pipelines.formats import open_source, stem_of, suffix_of
+from pipelines.cohort import LABEL, LabelledCase, rounded
+from pipelines.formats import open_source, read_labels, stem_of, suffix_of
+from pipelines.manifest import ID_COLUMNS, layout_of, read_rows
 from pipelines.metrics import KINDS, TOLERANCE_MM, Score, interval, score
 from pipelines.predict import Predictor, predict_labels
 from pipelines.tasks.segmentation import SUFFIX
@@ -99,6 +100,7 @@ def evaluate(
     prediction: Path,
     *,
     labels: Mapping[int, str] | None = None,
+    ignore: int | None = None,
     output: Path | None = None,
     tolerance_mm: float = TOLERANCE_MM,
     seed: int = 0,
@@ -106,16 +108,19 @@ def evaluate(
 ) -> Evaluation:
     """Label files below `prediction` against a folder or manifest (`case`, `label`, optional `group`) of references.
 
-    `labels`: value -> name, by default every value that occurs. Raises ConfigError listing references without a
+    `labels`: value -> name, by default every value that occurs. Cells with the value `ignore` in the reference are left
+    out on both sides. Raises ConfigError listing references without a
     prediction, GeometryError when two grids differ, InputError for a file that cannot be read.
     """
     pairs = match(references(reference), prediction)
     listed = dict(labels) if labels is not None else all_labels([p for pair in pairs for p in (pair[1], pair[2])])
+    listed = {value: name for value, name in listed.items() if value != ignore}
     rows: list[Row] = []
     warnings: list[str] = []
     for number, (known, truth_path, path) in enumerate(pairs, start=1):
         (truth, grid), (found, other) = read_labels(truth_path), read_labels(path)
         check_grids(truth_path, grid, path, other)
+        found = left_out(found, truth, ignore)
         extra = sorted(set(np.unique(found).tolist()) - {0, *listed})
         if extra:
             warnings.append(f"case {known.case}: predicted values {extra} are not among the labels and were not scored")
@@ -132,11 +137,12 @@ def evaluate_predictor(
     predictor: Predictor,
     cases: Sequence[LabelledCase],
     *,
+    ignore: int | None = None,
     tolerance_mm: float = TOLERANCE_MM,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Predicts every case as production does and scores it on the files' own grid."""
+    """Predicts every case as production does and scores it on the files' own grid, `ignore` as in `evaluate`."""
     labels = {v: n for v, n in predictor.task.written_names.items() if v}
     rows: list[Row] = []
     for number, known in enumerate(cases, start=1):
@@ -145,6 +151,7 @@ def evaluate_predictor(
         truth, grid = read_labels(known.label)
         first = predictor.bundle.preprocessing.roles[0]
         check_grids(known.label, grid, known.case.files[first], sources[first].grid)
+        found = left_out(found, truth, ignore)
         rows += score_case(known.case.id, known.case.group, truth, found, grid, labels, tolerance_mm=tolerance_mm)
         if progress:
             progress(number, len(cases))
@@ -184,6 +191,11 @@ def score_case(
     ]
 
 
+def left_out(found: np.ndarray, truth: np.ndarray, ignore: int | None) -> np.ndarray:
+    """The prediction without what it says where the reference holds the value `ignore`."""
+    return found if ignore is None else np.where(truth == ignore, 0, found)
+
+
 def check_grids(path: Path, grid: Grid, other_path: Path, other: Grid) -> None:
     """Raises GeometryError unless both lie in the same place: equal arrays on flipped grids are not equal."""
     if not grid.matches(other):
@@ -206,12 +218,13 @@ class Known:
 
 def references(place: Path) -> list[Known]:
     """From a manifest, or a folder: its `*_dseg` files when there are any, else all. Raises ConfigError when none."""
-    if place.is_dir():
+    if place.is_dir() and not layout_of(place):
         files = find(place)
         files = [f for f in files if stem_of(f).endswith(f"_{SUFFIX}")] or files
         known = [Known(case=case_of(f), group=case_of(f), names=(case_of(f),), path=f) for f in files]
     else:
-        known = [_from_row(place, number, row) for number, row in enumerate(read_rows(place), start=1)]
+        rows = [r for r in read_rows(place) if r.get(LABEL) or r.get("split") != "test"]
+        known = [_from_row(place, number, row) for number, row in enumerate(rows, start=1)]
     if not known:
         raise ConfigError(f"{place}: no reference label files (.nii, .nii.gz) there")
     return known

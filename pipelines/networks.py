@@ -5,6 +5,7 @@ An entry maps settings to a network. Nothing is imported before one is built: MO
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,16 +15,42 @@ from typing import Any
 from torch import nn
 
 from medmamba.errors import ConfigError
+from medmamba.nets import CLASSIFIERS, network_class
 from medmamba.nets import NETWORKS as OURS
-from medmamba.nets import network_class
 
 Builder = Callable[[Mapping[str, Any]], nn.Module]
 
 MONAI = {
     "segresnet": "monai.networks.nets.segresnet:SegResNet",
     "dynunet": "monai.networks.nets.dynunet:DynUNet",
+    "unet": "monai.networks.nets.unet:UNet",
     "swinunetr": "monai.networks.nets.swin_unetr:SwinUNETR",
 }
+
+
+def segmentation_settings(
+    name: str, own: Mapping[str, Any], *, in_channels: int, out_channels: int, size: tuple[int, ...]
+) -> dict[str, Any]:
+    """All settings of network `name` for segmentation: the user's `own` and what the contract with the data decides.
+
+    `size` is the window as the network sees it; a network built for one image size (`image_px`) gets it. Raises
+    ConfigError when the network scores whole images or has another rank.
+    """
+    decided = {"in_channels": in_channels, "out_channels": out_channels, "spatial_dims": len(size)}
+    if name not in OURS:
+        return {**own, **decided}
+    if name in CLASSIFIERS:
+        dense = ", ".join(sorted((set(OURS) | set(MONAI)) - CLASSIFIERS))
+        raise ConfigError(f"network {name!r} scores whole images; for segmentation choose one of {dense}")
+    kind: Any = network_class(name).Config  # type: ignore[attr-defined]
+    names = {field.name for field in dataclasses.fields(kind)}
+    settings = {"image_px": size, **own, **decided}
+    settings = {key: value for key, value in settings.items() if key in names or key in own}
+    rank = getattr(kind, "spatial_dims", None)
+    if isinstance(rank, int) and "spatial_dims" not in names and rank != len(size):
+        planes = "; a 2D network sees the planes of a volume with a window (1, y, x)" if rank == 2 else ""
+        raise ConfigError(f"network {name!r} takes {rank} axes, the window shows it {len(size)}: {size}{planes}")
+    return settings
 
 
 def build_ours(name: str, settings: Mapping[str, Any]) -> nn.Module:

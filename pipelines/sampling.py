@@ -20,6 +20,7 @@ from medmamba.source import PaddedSource, Source, read_all
 from pipelines.cohort import LabelledCase
 from pipelines.config import AugmentSection
 from pipelines.formats import open_source
+from pipelines.losses import IGNORED
 
 PLACES = 20_000  # foreground cells remembered per class and case
 
@@ -44,14 +45,19 @@ class Batch:
     cases: tuple[str, ...]
 
 
-def prepare(labelled: LabelledCase, preprocessing: Preprocessing, values: Sequence[int]) -> Prepared:
-    """Reads a case through `preprocessing`; class k + 1 is label value `values[k]`, all others are background 0."""
+def prepare(
+    labelled: LabelledCase, preprocessing: Preprocessing, values: Sequence[int], ignore: int | None = None
+) -> Prepared:
+    """Reads a case through `preprocessing`; class k + 1 is label value `values[k]`, IGNORED the value `ignore`, and all
+    others are background 0."""
     sources: dict[str, Source] = {role: open_source(path) for role, path in labelled.case.files.items()}
     image = read_all(fitted(preprocessing.forward(sources), preprocessing)).array
     stored = read_all(fitted(preprocessing.labels_forward(open_source(labelled.label)), preprocessing)).array[0]
-    labels = np.zeros(stored.shape, dtype=np.uint8 if len(values) < 256 else np.int32)
+    labels = np.zeros(stored.shape, dtype=np.int8 if len(values) < 128 else np.int32)
     for k, value in enumerate(values, start=1):
         labels[stored == value] = k
+    if ignore is not None:
+        labels[stored == ignore] = IGNORED
     if labels.shape != image.shape[1:]:
         raise MedMambaError(f"case {labelled.case.id!r}: labels {labels.shape} against image {image.shape[1:]}")
     return Prepared(id=labelled.case.id, image=image, labels=labels, places=find_places(labels))
@@ -76,7 +82,10 @@ def find_places(labels: np.ndarray) -> dict[int, np.ndarray]:
 
 
 class Sampler:
-    """Batches by step: the same (seed, step) gives the same batch, whatever was drawn before."""
+    """Batches by step: the same (seed, step) gives the same batch, whatever was drawn before.
+
+    `share` = (i, n): part i of n of a batch of n * `batch` patches, for n processes that learn as one.
+    """
 
     def __init__(
         self,
@@ -87,27 +96,37 @@ class Sampler:
         foreground_share: float,
         augment: AugmentSection,
         seed: int,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         self.cases, self.window, self.batch = tuple(cases), tuple(window), batch
-        self.foreground_share, self.seed = foreground_share, seed
-        self.change = augmentations(augment, len(self.window))
+        self.foreground_share, self.seed, self.share = foreground_share, seed, share
+        self.planes = len(self.window) == 3 and self.window[0] == 1
+        self.change = augmentations(augment, 2 if self.planes else len(self.window))
 
     def draw(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, step))
         images, labels, names = [], [], []
-        for _ in range(self.batch):
+        part, parts = self.share
+        for i in range(self.batch * parts):
             case = self.cases[int(rng.integers(len(self.cases)))]
             box = tuple(slice(s, s + w) for s, w in zip(self._start(case, rng), self.window, strict=True))
-            patch = {
-                "image": torch.from_numpy(case.image[(slice(None), *box)].copy()),
-                "labels": torch.from_numpy(case.labels[box].astype(np.float32))[None],
-            }
-            self.change.set_random_state(seed=int(rng.integers(2**32)))
-            changed = self.change(patch)
-            images.append(changed["image"].as_subclass(Tensor).float())  # no MONAI tensor leaves this room
-            labels.append(changed["labels"].as_subclass(Tensor).round().long())
+            seed = int(rng.integers(2**32))
+            if i // self.batch != part:
+                continue
+            self.change.set_random_state(seed=seed)
+            changed = self._changed(case.image[(slice(None), *box)], case.labels[box])
+            images.append(changed["image"].float())
+            labels.append(changed["labels"].round().long())
             names.append(case.id)
         return Batch(image=torch.stack(images), labels=torch.stack(labels), cases=tuple(names))
+
+    def _changed(self, image: np.ndarray, labels: np.ndarray) -> dict[str, Tensor]:
+        """An augmented patch; one plane is turned and scaled in itself. No MONAI tensor leaves this room."""
+        patch = {"image": torch.from_numpy(image.copy()), "labels": torch.from_numpy(labels.astype(np.float32))[None]}
+        if self.planes:
+            patch = {name: value[:, 0] for name, value in patch.items()}
+        changed = {name: value.as_subclass(Tensor) for name, value in self.change(patch).items()}
+        return {name: value[:, None] for name, value in changed.items()} if self.planes else changed
 
     def _start(self, case: Prepared, rng: np.random.Generator) -> tuple[int, ...]:
         """First cell of a patch: anywhere, or such that it holds a cell of an evenly drawn class of the case."""

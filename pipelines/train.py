@@ -6,27 +6,34 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from medmamba.bundle import Bundle, save_bundle
+from medmamba.bundle import Bundle, save_bundle, worn
 from medmamba.errors import ConfigError
 from medmamba.files import hash_json
+from medmamba.ops.tripwire import NonFiniteError, tripwire
 from pipelines import cohort
+from pipelines.ceiling import interpolation_ceiling
 from pipelines.checkpoint import INDEX, Progress, apart, load_checkpoint, save_checkpoint
 from pipelines.config import TrainRun
 from pipelines.evaluate import Evaluation, evaluate_predictor
+from pipelines.losses import dice_ce
 from pipelines.networks import NETWORKS
+from pipelines.parallel import Processes, processes
 from pipelines.predict import Predictor, choose_device
 from pipelines.report import code_version, now
 from pipelines.sampling import Batch, Sampler, prepare
+from pipelines.step_memory import settle_memory
 from pipelines.tasks import build_task
 
 CLIP_NORM = 1.0
-FREE_ON_RESUME = {"device", "output", "card", "manifest"}  # what may differ without changing the curve
+# What may differ without changing the curve
+FREE_ON_RESUME = {"device", "output", "card", "manifest", "debug", "memory", "ram"}
 Log = Callable[[dict[str, float], int], None]
 
 
@@ -35,54 +42,78 @@ def train(
 ) -> Bundle:
     """Trains and writes `<output>/bundle` (the last weights), `validation/` (scores), `checkpoint/` (each epoch).
 
+    Under torchrun the processes learn as one, each from its own `run.batch` patches a step; the first one writes.
     `log(figures, step)` once an epoch, `progress(done, all)` once a step. Raises ConfigError for a wrong run or cohort,
     and when the loss is not finite (naming step and cases); a checkpoint that exists is only used with `resume`.
     """
+    with processes(choose_device(run.device)) as group:
+        return _train(run, group, resume=resume, log=log, progress=progress)
+
+
+def _train(
+    run: TrainRun,
+    group: Processes,
+    *,
+    resume: bool,
+    log: Log | None,
+    progress: Callable[[int, int], None] | None,
+) -> Bundle:
     checkpoint = run.output / "checkpoint"
     if (checkpoint / INDEX).exists() and not resume:
         raise ConfigError(f"{checkpoint}: a training was begun here; go on with --resume or choose another output")
-    device, preprocessing = choose_device(run.device), run.preprocessing.contract()
-    listed = tuple(run.labels) if run.other_labels == "refuse" else None
+    device, preprocessing = group.part(choose_device(run.device)), run.preprocessing.contract()
+    ignored = () if run.ignore_label is None else (run.ignore_label,)
+    listed = (*run.labels, *ignored) if run.other_labels == "refuse" else None
     cases = cohort.read(run.manifest, preprocessing.roles, labels=listed)
     parts = cohort.split(cases, validation_share=run.validation_share, seed=run.seed)
     torch.manual_seed(run.seed)
-    network = build(run).to(device)
+    bare = build(run).to(device)
+    settle_memory(bare, run, device)
+    network = worn(bare, preprocessing.windowing)
     optimizer = torch.optim.AdamW(network.parameters(), lr=run.lr, weight_decay=run.weight_decay)
-    settings = fixed_settings(run, parts)
+    settings = fixed_settings(run, parts, group.count)
     done = load_checkpoint(checkpoint, network, optimizer, settings) if resume else None
     done = done or Progress(epoch=0, history=(), settings=settings)
     predictor = Predictor(bundle=draft(run), network=network, task=build_task(run.task), device=device)
     sampler = Sampler(
-        [prepare(c, preprocessing, tuple(run.labels)) for c in parts.train] if done.epoch < run.epochs else [],
+        [prepare(c, preprocessing, tuple(run.labels), run.ignore_label) for c in parts.train]
+        if done.epoch < run.epochs
+        else [],
         run.preprocessing.window,
         batch=run.batch,
         foreground_share=run.foreground_share,
         augment=run.augment,
         seed=run.seed,
+        share=(group.rank, group.count),
     )
-    criterion, scores = loss_function(), None
+    learner, scores = group.learner(network), None
+    torch.manual_seed(run.seed + group.rank)
     for epoch in range(done.epoch, run.epochs):
         began, losses = time.perf_counter(), []
         network.train()
         for step, batch in batches(sampler, epoch * run.steps_per_epoch, (epoch + 1) * run.steps_per_epoch):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(run, step)
-            losses.append(learn(network, optimizer, criterion, batch, device, amp=run.amp, step=step))
+            for settled in optimizer.param_groups:
+                settled["lr"] = learning_rate(run, step)
+            losses.append(learn(learner, optimizer, dice_ce, batch, device, amp=run.amp, debug=run.debug, step=step))
             if progress:
                 progress(step + 1, run.steps)
         figures = {"loss": sum(losses) / len(losses), "lr": learning_rate(run, (epoch + 1) * run.steps_per_epoch - 1)}
-        if parts.validation and ((epoch + 1) % run.validate_every == 0 or epoch + 1 == run.epochs):
-            scores = evaluate_predictor(predictor, parts.validation, seed=run.seed)
+        if group.first and parts.validation and ((epoch + 1) % run.validate_every == 0 or epoch + 1 == run.epochs):
+            scores = evaluate_predictor(predictor, parts.validation, ignore=run.ignore_label, seed=run.seed)
             figures |= validation_figures(scores)
         record = {"epoch": epoch + 1, **figures, "losses": losses}
         done = Progress(epoch=epoch + 1, history=(*done.history, record), settings=settings)
-        save_checkpoint(checkpoint, network, optimizer, done)
-        if log:
+        if group.first:
+            save_checkpoint(checkpoint, network, optimizer, done)
+        if log and group.first:
             log({**figures, "seconds": time.perf_counter() - began}, (epoch + 1) * run.steps_per_epoch)
-    if parts.validation:
-        scores = scores or evaluate_predictor(predictor, parts.validation, seed=run.seed)
+    if group.first and parts.validation:
+        scores = scores or evaluate_predictor(predictor, parts.validation, ignore=run.ignore_label, seed=run.seed)
         scores.save(run.output / "validation")
-    return finished(run, network, parts, scores)
+    if group.first:
+        finished(run, bare, parts, scores)
+    group.wait()
+    return Bundle.load(run.output / "bundle")
 
 
 def learn(
@@ -93,21 +124,30 @@ def learn(
     device: torch.device,
     *,
     amp: bool,
+    debug: bool,
     step: int,
 ) -> float:
-    """One step; the loss before it. bfloat16 only on a GPU that has it; the loss is always float32."""
+    """One step; the loss before it. bfloat16 only on a GPU that has it; the loss is always float32.
+
+    Raises ConfigError when loss or gradients are not finite, naming the cases, and with `debug` the layer.
+    """
     half = amp and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     optimizer.zero_grad(set_to_none=True)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-        scores = network(batch.image.to(device))
-    loss = criterion(scores.float(), batch.labels.to(device))
-    loss.backward()
+    told = f"step {step}, cases {', '.join(sorted(set(batch.cases)))}"
+    try:
+        with tripwire(network) if debug else nullcontext():
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+                scores = network(batch.image.to(device))
+            loss = criterion(scores.float(), batch.labels.to(device))
+            loss.backward()
+    except NonFiniteError as error:
+        raise ConfigError(f"{told}: {error}") from error
     norm = nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
     value = float(loss.detach())
     if not (math.isfinite(value) and bool(torch.isfinite(norm))):
         raise ConfigError(
-            f"step {step}: loss {value}, gradient norm {float(norm)}, cases {', '.join(sorted(set(batch.cases)))}; "
-            "look at these files, or lower lr and resume"
+            f"{told}: loss {value}, gradient norm {float(norm)}; look at these files, lower lr and resume, or set "
+            "debug = true to learn which layer breaks first"
         )
     optimizer.step()
     return value
@@ -130,16 +170,6 @@ def learning_rate(run: TrainRun, step: int) -> float:
         return run.lr * (step + 1) / run.warmup_steps
     share = (step - run.warmup_steps) / max(1, run.steps - run.warmup_steps)
     return run.lr * 0.5 * (1 + math.cos(math.pi * share))
-
-
-def loss_function() -> Callable[[Tensor, Tensor], Tensor]:
-    """MONAI's soft Dice over the labels (the batch as one, background left out) + cross entropy, both of weight 1."""
-    from monai.losses import DiceCELoss
-
-    criterion: Callable[[Tensor, Tensor], Tensor] = DiceCELoss(
-        include_background=False, to_onehot_y=True, softmax=True, batch=True
-    )
-    return criterion
 
 
 def build(run: TrainRun) -> nn.Module:
@@ -171,6 +201,9 @@ def finished(run: TrainRun, network: nn.Module, parts: cohort.Split, scores: Eva
         "code": code_version(),
         "cases": {"train": len(parts.train), "validation": len(parts.validation)},
         "steps": run.steps,
+        "interpolation_ceiling": interpolation_ceiling(
+            [c.label for c in (*parts.train, *parts.validation)], run.preprocessing.contract(), run.labels
+        ),
         "validation": None if scores is None else scores.summary(),
     }
     planned = draft(run)
@@ -186,11 +219,11 @@ def finished(run: TrainRun, network: nn.Module, parts: cohort.Split, scores: Eva
     )
 
 
-def fixed_settings(run: TrainRun, parts: cohort.Split) -> dict[str, Any]:
-    """What a resumed run must share with the one that was begun: settings and the ids of the cases."""
+def fixed_settings(run: TrainRun, parts: cohort.Split, processes: int) -> dict[str, Any]:
+    """What a resumed run must share with the one that was begun: settings, patches a step and the ids of the cases."""
     values = run.model_dump(mode="json", exclude=FREE_ON_RESUME)
     ids = [[c.case.id for c in part] for part in (parts.train, parts.validation)]
-    return {**values, "cases": hash_json(ids)}
+    return {**values, "batch": run.batch * processes, "cases": hash_json(ids)}
 
 
 def validation_figures(scores: Evaluation) -> dict[str, float]:

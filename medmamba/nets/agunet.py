@@ -9,6 +9,7 @@ Truth for tests: golden case agunet_daunet.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +36,9 @@ class AGUNetConfig:
     `deep_supervision` gives the scores of every decoder level, finest first.
     """
 
+    spatial_dims: ClassVar[int] = 3
     in_channels: int = 1
-    classes: int = 2
+    out_channels: int = 2
     widths: tuple[int, ...] = (16, 32, 128, 256, 256)
     pyramid: bool = True
     deep_supervision: bool = False
@@ -164,7 +166,7 @@ class AGUNet(nn.Module):
         self.encoder = encoder(config)
         self.decoder = nn.ModuleList(UpLevel(a, b) for a, b in pairwise(deepest_first))
         scored = deepest_first[1:] if config.deep_supervision else config.widths[:1]
-        self.heads = nn.ModuleList(nn.Conv3d(width, config.classes, 1) for width in scored)
+        self.heads = nn.ModuleList(nn.Conv3d(width, config.out_channels, 1) for width in scored)
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         check_size(image, self.config.multiple)
@@ -175,6 +177,10 @@ class AGUNet(nn.Module):
             decoded.append(x)
         scores = [head(map_) for head, map_ in zip(self.heads, decoded[-len(self.heads) :])]
         return tuple(scores[::-1]) if self.config.deep_supervision else scores[0]
+
+    def own_tensors(self, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of a Keras file (`conv3d_2/kernel`, as `from_keras` says), or of our own."""
+        return own_tensors(self, published)
 
 
 def keras_names(network: nn.Module) -> dict[str, str]:
@@ -191,13 +197,21 @@ def keras_names(network: nn.Module) -> dict[str, str]:
 def from_keras(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
     """Published name -> our name and tensor; kernels turn from (*space, in, out) to (out, in, *space).
 
-    A transposed kernel is (*space, out, in) there and (in, out, *space) here: the same turn. KeyError names a layer
+    A transposed kernel is (*space, out, in) there and (in, out, *space) here: the same turn. ConfigError names a layer
     that the network does not have.
     """
     names = keras_names(network)
     turned = {}
     for official, tensor in tensors.items():
         layer, _, part = official.partition("/")
+        if layer not in names or part not in KERAS_PARTS:
+            raise ConfigError(f"tensor {official!r} has no place in this {type(network).__name__}; change its settings")
         value = tensor.permute(4, 3, 0, 1, 2).contiguous() if part == "kernel" else tensor
         turned[official] = (f"{names[layer]}.{KERAS_PARTS[part]}", value)
     return turned
+
+
+def own_tensors(network: nn.Module, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`from_keras` for tensors with Keras names, which have a slash; others as they are."""
+    keras = all("/" in name for name in published)
+    return dict(from_keras(network, published).values()) if keras else dict(published)

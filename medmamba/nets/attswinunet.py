@@ -8,6 +8,7 @@ code and is not here. Truth for tests: golden case attswinunet.
 
 import re
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +33,9 @@ class AttSwinUNetConfig:
     `cross_levels` deepest decoder levels, cross attention before it.
     """
 
+    spatial_dims: ClassVar[int] = 2
     in_channels: int = 3
-    classes: int = 9
+    out_channels: int = 9
     image_px: tuple[int, int] = (224, 224)
     width: int = 96
     depths: tuple[int, ...] = (2, 2, 6, 2)
@@ -184,7 +186,7 @@ class Decoder(nn.Module):
         self.Crossvit_layer = nn.ModuleDict({str(level): CrossSkip(widths[level], config) for level in crossed})
         self.norm_up = nn.LayerNorm(config.width)
         self.up = PatchExpand(config.width, config.width, (PATCH, PATCH))
-        self.output = nn.Conv2d(config.width, config.classes, 1, bias=False)
+        self.output = nn.Conv2d(config.width, config.out_channels, 1, bias=False)
 
     def forward(self, x: Tensor, entered: list[Tensor]) -> Tensor:
         x = self.layers_up[0](x)

@@ -9,6 +9,7 @@ itself, a ResNeXt-101 32x4d, has no case).
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +29,9 @@ SMALLEST = 13  # pixels: the finest map keeps four positions, enough to be halve
 class DAFConfig:
     """Sizes: the working width, and widths, blocks and groups of the backbone (as published: ResNeXt-101 32x4d)."""
 
+    spatial_dims: ClassVar[int] = 2
     in_channels: int = 3
-    classes: int = 5
+    out_channels: int = 5
     width: int = 64
     stem: int = 64
     backbone_widths: tuple[int, int, int, int] = (256, 512, 1024, 2048)
@@ -132,8 +134,8 @@ class DAFHead(nn.Module):
         width = config.width
         for level in LEVELS:
             self.add_module(f"down{level}", nn.Sequential(*conv_steps(config.backbone_widths[level - 1], width, 1)))
-            self.add_module(f"predict{level}", nn.Conv2d(width, config.classes, 1))
-            self.add_module(f"predict{level}_2", nn.Conv2d(width, config.classes, 1))
+            self.add_module(f"predict{level}", nn.Conv2d(width, config.out_channels, 1))
+            self.add_module(f"predict{level}_2", nn.Conv2d(width, config.out_channels, 1))
         fusing = [*conv_steps(4 * width, width, 3), *conv_steps(width, width, 3), *conv_steps(width, width, 1)]
         self.fuse1 = Named("fuse_attn", fusing)
         for turn in (1, 2):

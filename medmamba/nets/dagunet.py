@@ -8,6 +8,7 @@ and the kernel of the guiding convolutions are ours (the level's width, the stri
 this network has as many values as the published one: 25,727,626 (widths 16, 32, 128, 256, 256, all levels scored).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,7 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medmamba.layers.map_attention import PositionAttention
-from medmamba.nets.agunet import AGUNetConfig, Block, batch_norm, check_size, cut, encode, encoder, upsampling
+from medmamba.nets.agunet import (
+    AGUNetConfig,
+    Block,
+    batch_norm,
+    check_size,
+    cut,
+    encode,
+    encoder,
+    own_tensors,
+    upsampling,
+)
 
 DROPOUT = 0.5
 
@@ -113,7 +124,7 @@ class DAGUNet(nn.Module):
             for number, (a, b) in enumerate(pairwise(deepest_first), start=1)
         )
         scored = deepest_first[1:] if config.deep_supervision else config.widths[:1]
-        self.heads = nn.ModuleList(nn.Conv3d(width, config.classes, 1) for width in scored)
+        self.heads = nn.ModuleList(nn.Conv3d(width, config.out_channels, 1) for width in scored)
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         check_size(image, self.config.multiple)
@@ -125,3 +136,7 @@ class DAGUNet(nn.Module):
             decoded.append(x)
         scores = [head(map_) for head, map_ in zip(self.heads, decoded[-len(self.heads) :])]
         return tuple(scores[::-1]) if self.config.deep_supervision else scores[0]
+
+    def own_tensors(self, published: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As AGUNet's."""
+        return own_tensors(self, published)

@@ -7,6 +7,7 @@ Truth for tests: golden case dformer.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,9 @@ class DFormerConfig:
     `deep_supervision` gives the scores of the last decoder levels too, finest first.
     """
 
+    spatial_dims: ClassVar[int] = 3
     in_channels: int = 1
-    classes: int = 14
+    out_channels: int = 14
     width: int = 96
     depths: tuple[int, ...] = (2, 2, 6, 2)
     heads: tuple[int, ...] = (3, 6, 12, 24)
@@ -205,7 +207,7 @@ class DFormer(nn.Module):
         self.config = config
         self.model_down = Backbone(config)
         levels = range(max(config.stages - 1, 1) if config.deep_supervision else 1)
-        self.final = nn.ModuleList(Head(config.width * 2**level, config.patch, config.classes) for level in levels)
+        self.final = nn.ModuleList(Head(config.width * 2**level, config.patch, config.out_channels) for level in levels)
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         if image.ndim != 5:

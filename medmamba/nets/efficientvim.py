@@ -8,6 +8,7 @@ Truth for tests: golden cases `efficientvim`. The published code wants square ma
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +22,9 @@ from medmamba.layers.conv_norm import ConvNorm
 class EfficientViMConfig:
     """Defaults: the released M1 network."""
 
+    spatial_dims: ClassVar[int] = 2
     in_channels: int = 3
-    classes: int = 1000
+    out_channels: int = 1000
     widths: tuple[int, ...] = (128, 192, 320)
     depths: tuple[int, ...] = (2, 2, 2)
     states: tuple[int, ...] = (49, 25, 9)
@@ -207,7 +209,7 @@ class EfficientViM(nn.Module):
         )
         self.weights = nn.Parameter(torch.ones(len(widths) + 1))
         self.norm = nn.ModuleList([*(BroadcastNorm(width, 1) for width in widths), BroadcastNorm(widths[-1], 2)])
-        self.heads = nn.ModuleList(nn.Linear(width, config.classes) for width in (*widths, widths[-1]))
+        self.heads = nn.ModuleList(nn.Linear(width, config.out_channels) for width in (*widths, widths[-1]))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.patch_embed(x)

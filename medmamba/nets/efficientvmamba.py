@@ -8,6 +8,7 @@ Parameter names are the official ones. Truth for tests: golden cases `efficientv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +34,9 @@ STEP = 2  # the four sequences start at offsets 0 and 1, so a larger step would 
 class EfficientVMambaConfig:
     """Defaults: the released tiny network. Four stages: two of scans, two of convolutions."""
 
+    spatial_dims: ClassVar[int] = 2
     in_channels: int = 3
-    classes: int = 1000
+    out_channels: int = 1000
     depths: tuple[int, ...] = (2, 2, 4, 2)
     widths: tuple[int, ...] = (48, 96, 192, 384)
     patch: int = 4
@@ -176,7 +178,7 @@ class EfficientVMamba(nn.Module):
             scan_stage(config, width, depth, after) if level < 2 else convolution_stage(width, depth, after)
             for level, (width, depth, after) in enumerate(zip(widths, config.depths, merging, strict=True))
         )
-        self.classifier = ClassHead(widths[-1], config.classes)
+        self.classifier = ClassHead(widths[-1], config.out_channels)
         self.apply(initial_weights)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ adjoint of the column scans, also on maps that are not square.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,9 @@ REDUCTION = 16  # of the channels in the affinity
 class GroupMambaConfig:
     """Defaults: the released tiny network. `distillation` adds the second head; in evaluation the two are averaged."""
 
+    spatial_dims: ClassVar[int] = 2
     in_channels: int = 3
-    classes: int = 1000
+    out_channels: int = 1000
     stem: int = 32
     widths: tuple[int, ...] = (64, 128, 348, 448)
     depths: tuple[int, ...] = (3, 4, 9, 3)
@@ -184,8 +185,8 @@ class GroupMamba(nn.Module):
             )
             self.add_module(f"norm{level}", ChannelNorm(width, eps=1e-6))
         self.post_network = nn.Sequential(ClassBlock(widths[-1], mlp_ratio=config.mlp_ratios[-1], **shared))
-        self.head = nn.Linear(widths[-1], config.classes)
-        self.dist_head = nn.Linear(widths[-1], config.classes) if config.distillation else None
+        self.head = nn.Linear(widths[-1], config.out_channels)
+        self.dist_head = nn.Linear(widths[-1], config.out_channels) if config.distillation else None
         self.apply(initial_weights)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ is known that it is of the Segment-Anything kind, two-way transformer, 256 wide;
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +30,9 @@ class HERSegConfig:
     `decoder_*` are the mask decoder's.
     """
 
+    spatial_dims: ClassVar[int] = 2
     in_channels: int = 3
-    classes: int = 1
+    out_channels: int = 1
     width: int = 192
     patch_px: int = 16
     depths: tuple[int, ...] = (2, 2, 6, 2)
@@ -211,7 +213,7 @@ class HERSeg(nn.Module):
         )
         self.mask_decoder = MaskDecoder(
             inner,
-            config.classes,
+            config.out_channels,
             depth=config.decoder_depth,
             heads=config.decoder_heads,
             hidden=config.decoder_hidden,

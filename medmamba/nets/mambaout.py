@@ -24,7 +24,7 @@ class MambaOutConfig:
     """Sizes of a MambaOut; `conv_ratio` * C channels of a block are convolved (from C, not the hidden width)."""
 
     in_channels: int = 3
-    classes: int = 1000
+    out_channels: int = 1000
     depths: tuple[int, ...] = (3, 3, 9, 3)
     widths: tuple[int, ...] = (96, 192, 384, 576)
     kernel: int = 7
@@ -32,7 +32,7 @@ class MambaOutConfig:
     expansion: float = 8 / 3
     head_expansion: int = 4
     drop_path: float = 0.0
-    rank: int = 2
+    spatial_dims: int = 2
 
 
 class GatedConvBlock(nn.Module):
@@ -47,7 +47,7 @@ class GatedConvBlock(nn.Module):
         self.sizes = [hidden, hidden - convolved, convolved]
         self.norm = nn.LayerNorm(width, eps=EPS)
         self.fc1 = nn.Linear(width, 2 * hidden)
-        self.conv = same_conv(convolved, convolved, (config.kernel,) * config.rank, groups=convolved)
+        self.conv = same_conv(convolved, convolved, (config.kernel,) * config.spatial_dims, groups=convolved)
         self.fc2 = nn.Linear(hidden, width)
         self.drop_path = DropPath(drop_path)
 
@@ -62,7 +62,7 @@ class Stem(nn.Module):
 
     def __init__(self, config: MambaOutConfig) -> None:
         super().__init__()
-        conv, width = CONV[config.rank], config.widths[0]
+        conv, width = CONV[config.spatial_dims], config.widths[0]
         self.conv1 = conv(config.in_channels, width // 2, 3, stride=2, padding=1)
         self.norm1 = nn.LayerNorm(width // 2, eps=EPS)
         self.conv2 = conv(width // 2, width, 3, stride=2, padding=1)
@@ -95,7 +95,7 @@ class ClassHead(nn.Module):
         hidden = config.head_expansion * width
         self.fc1 = nn.Linear(width, hidden)
         self.norm = nn.LayerNorm(hidden, eps=EPS)
-        self.fc2 = nn.Linear(hidden, config.classes)
+        self.fc2 = nn.Linear(hidden, config.out_channels)
 
     def forward(self, features: Tensor) -> Tensor:
         logits: Tensor = self.fc2(self.norm(F.gelu(self.fc1(features))))
@@ -111,10 +111,10 @@ class MambaOut(nn.Module):
         super().__init__()
         if len(config.depths) != len(config.widths) or not config.widths:
             raise ConfigError(f"one depth per width wanted, got {config.depths} and {config.widths}")
-        check_rank(config.rank)
+        check_rank(config.spatial_dims)
         self.config = config
         widths = config.widths
-        later = (Downsampling(a, b, config.rank) for a, b in pairwise(widths))
+        later = (Downsampling(a, b, config.spatial_dims) for a, b in pairwise(widths))
         self.downsample_layers = nn.ModuleList([Stem(config), *later])
         rates = iter(drop_rates(config.drop_path, sum(config.depths)))
         self.stages = nn.ModuleList(

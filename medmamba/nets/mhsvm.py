@@ -9,6 +9,7 @@ golden cases `mhsvm`. Inputs whose sides are no multiple of the deepest stride a
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -34,8 +35,9 @@ HEADS = "CXSZ"  # continuous, diagonal, spiral, raster: in the order in which he
 class MHSVMConfig:
     """Defaults: the released training setting. `heads` 3 or 4; `threshold` is the fusion's gfu_t."""
 
+    spatial_dims: ClassVar[int] = 2
     in_channels: int = 3
-    classes: int = 1
+    out_channels: int = 1
     widths: tuple[int, ...] = (96, 192, 384, 768)
     depths: tuple[int, ...] = (2, 2, 2, 2)
     depths_decoder: tuple[int, ...] = (2, 2, 2, 1)
@@ -209,7 +211,7 @@ class MHSVM(nn.Module):
             for level, (width, depth) in enumerate(zip(reversed(widths), config.depths_decoder, strict=True))
         )
         self.final_up = PatchExpand(widths[0], widths[0] // 4, config.patch)
-        self.final_conv = nn.Conv2d(widths[0] // 4, config.classes, 1)
+        self.final_conv = nn.Conv2d(widths[0] // 4, config.out_channels, 1)
         self.apply(initial_weights)
 
     def forward(self, x: Tensor) -> Tensor:

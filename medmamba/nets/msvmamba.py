@@ -8,6 +8,7 @@ official ones. Truth for tests: golden cases `msvmamba`.
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +33,9 @@ HALF, FULL = 0, 1  # the parameter set of the half-resolution sequence and of th
 class MSVMambaConfig:
     """Defaults: the released tiny network."""
 
+    spatial_dims: ClassVar[int] = 2
     in_channels: int = 3
-    classes: int = 1000
+    out_channels: int = 1000
     depths: tuple[int, ...] = (1, 2, 9, 2)
     widths: tuple[int, ...] = (96, 192, 384, 768)
     patch: int = 4
@@ -138,7 +140,7 @@ class MSVMamba(nn.Module):
             Stage([block(config, width) for _ in range(depth)], after)
             for width, depth, after in zip(widths, config.depths, merging, strict=True)
         )
-        self.classifier = ClassHead(widths[-1], config.classes)
+        self.classifier = ClassHead(widths[-1], config.out_channels)
         self.apply(initial_weights)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ No position embedding, so any size works. Truth for tests: golden case paratrans
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,9 @@ SQUEEZE = 16  # the channel weights are read through this many times fewer chann
 class ParaTransCNNConfig:
     """Sizes: `widths` and `blocks` of the CNN (as published ResNet-34), `depths` of the three transformer levels."""
 
+    spatial_dims: ClassVar[int] = 2
     in_channels: int = 3
-    classes: int = 9
+    out_channels: int = 9
     widths: tuple[int, int, int, int] = (64, 128, 256, 512)
     blocks: tuple[int, int, int, int] = (3, 4, 6, 3)
     dim: int = 320
@@ -149,7 +151,7 @@ class ParaTransCNN(nn.Module):
         self.up3_1 = nn.ConvTranspose2d(joined[0], raised, 2, 2)
         self.up2_1 = nn.ConvTranspose2d(2 * raised, raised, 2, 2)
         self.up1_1 = nn.ConvTranspose2d(joined[2] + raised, d, 4, 4)
-        self.out = nn.Conv2d(d, config.classes, 1)
+        self.out = nn.Conv2d(d, config.out_channels, 1)
 
     def encode(self, image: Tensor) -> list[Tensor]:
         """The joined maps of both encoders, deepest (1/16 of the image) first."""

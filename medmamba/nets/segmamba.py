@@ -7,6 +7,7 @@ Definition followed: Xing et al., "SegMamba: Long-range Sequential Modeling Mamb
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,9 @@ STRIDE = 16  # the smallest map is this much smaller than the image
 class SegMambaConfig:
     """Sizes of a SegMamba; one entry per encoder stage. `slices` are the published 64, 32, 16, 8 for 128^3 inputs."""
 
+    spatial_dims: ClassVar[int] = 3
     in_channels: int = 1
-    classes: int = 2
+    out_channels: int = 2
     depths: tuple[int, int, int, int] = (2, 2, 2, 2)
     widths: tuple[int, int, int, int] = (48, 96, 192, 384)
     hidden: int = 768
@@ -187,7 +189,7 @@ class SegMamba(nn.Module):
         for number in range(5, 1, -1):
             self.add_module(f"decoder{number}", UpUnit(widths[number], widths[number - 1]))
         self.decoder1 = Unit(config.widths[0], config.widths[0])
-        self.out = Head(config.widths[0], config.classes)
+        self.out = Head(config.widths[0], config.out_channels)
 
     def forward(self, image: Tensor) -> Tensor:
         if image.ndim != 5 or any(n % STRIDE or n == 0 for n in image.shape[2:]):

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from medmamba.errors import ConfigError, ShapeError
 from medmamba.layers.mamba import Mamba, MambaConfig
-from medmamba.layers.nd import CONV, INSTANCE_NORM, check_rank, same_conv, upsample_to
+from medmamba.layers.nd import CONV, INSTANCE_NORM, check_rank, same_conv
+from medmamba.layers.upsampling import UPSAMPLINGS
 
 SLOPE = 0.01  # of every LeakyReLU
 
@@ -24,19 +25,21 @@ class UMambaConfig:
     """Sizes of a U-Mamba; one entry per stage, `kernels` and `strides` with one number per spatial axis.
 
     `mamba` says where the Mamba layers are: "encoder" (after every stage) or "bottleneck". A stage of the encoder
-    variant with no more positions than channels, told by `input_px`, works on the transposed matrix and then accepts
-    that size only. `deep_supervision` gives the scores of every decoder level, finest first.
+    variant with no more positions than channels, told by `image_px`, works on the transposed matrix and then accepts
+    that size only. `upsampling` is a name in `layers.upsampling.UPSAMPLINGS`; the published one is "nearest".
+    `deep_supervision` gives the scores of every decoder level, finest first.
     """
 
     in_channels: int = 1
-    classes: int = 2
+    out_channels: int = 2
     mamba: str = "encoder"
     widths: tuple[int, ...] = (32, 64, 128, 256, 320, 320)
     kernels: tuple[tuple[int, ...], ...] = ((3, 3, 3),) * 6
     strides: tuple[tuple[int, ...], ...] = ((1, 1, 1), *((2, 2, 2),) * 5)
     blocks: tuple[int, ...] = (2, 2, 2, 2, 2, 2)
     decoder_blocks: tuple[int, ...] = (2, 2, 2, 2, 2)
-    input_px: tuple[int, ...] | None = (128, 128, 128)
+    image_px: tuple[int, ...] | None = (128, 128, 128)
+    upsampling: str = "nearest"
     deep_supervision: bool = False
     d_state: int = 16
     d_conv: int = 4
@@ -47,21 +50,23 @@ class UMambaConfig:
         lengths = (len(self.kernels), len(self.strides), len(self.blocks), len(self.decoder_blocks) + 1)
         if set(lengths) != {stages} or stages < 2:
             raise ConfigError(f"{stages} widths want as many kernels, strides, blocks and one decoder less, got {self}")
-        if {len(size) for size in (*self.kernels, *self.strides)} != {check_rank(self.rank)}:
-            raise ConfigError(f"kernels and strides must all have {self.rank} axes, got {self}")
+        if {len(size) for size in (*self.kernels, *self.strides)} != {check_rank(self.spatial_dims)}:
+            raise ConfigError(f"kernels and strides must all have {self.spatial_dims} axes, got {self}")
+        if self.upsampling not in UPSAMPLINGS:
+            raise ConfigError(f"upsampling {self.upsampling!r} unknown; known: {', '.join(UPSAMPLINGS)}")
         if self.mamba not in ("encoder", "bottleneck"):
             raise ConfigError(f"mamba is 'encoder' or 'bottleneck', got {self.mamba!r}")
-        if self.mamba == "encoder" and (self.input_px is None or len(self.input_px) != self.rank):
-            raise ConfigError(f"the encoder variant wants input_px with {self.rank} axes, got {self.input_px}")
+        if self.mamba == "encoder" and (self.image_px is None or len(self.image_px) != self.spatial_dims):
+            raise ConfigError(f"the encoder variant wants image_px with {self.spatial_dims} axes, got {self.image_px}")
 
     @property
-    def rank(self) -> int:
+    def spatial_dims(self) -> int:
         return len(self.strides[0])
 
     @property
     def stage_px(self) -> list[tuple[int, ...]]:
-        """Size of every stage's map for an input of `input_px`."""
-        sizes, size = [], self.input_px or ()
+        """Size of every stage's map for an input of `image_px`."""
+        sizes, size = [], self.image_px or ()
         for stride in self.strides:
             size = tuple(n // step for n, step in zip(size, stride))
             sizes.append(size)
@@ -147,7 +152,7 @@ class MambaLayer(nn.Module):
         elif tokens.shape[2] != self.positions:
             raise ShapeError(
                 f"this stage reads channels as tokens and was made for {self.positions} positions, got "
-                f"{tuple(x.shape[2:])}; give the network windows of its input_px"
+                f"{tuple(x.shape[2:])}; give the network windows of its image_px"
             )
         with torch.autocast(x.device.type, enabled=False):
             tokens = tokens if tokens.dtype == torch.float64 else tokens.float()
@@ -163,7 +168,7 @@ class Encoder(nn.Module):
     def __init__(self, config: UMambaConfig) -> None:
         super().__init__()
         widths = (config.widths[0], *config.widths)
-        ones = (1,) * config.rank
+        ones = (1,) * config.spatial_dims
         stages = range(len(config.widths))
         self.stem = block_row(config.in_channels, widths[0], config.kernels[0], ones, config.encoder_blocks(0))
         self.stages = nn.ModuleList(
@@ -186,19 +191,6 @@ class Encoder(nn.Module):
         return maps
 
 
-class Upsampling(nn.Module):
-    """Nearest up-sampling and a pointwise convolution; the result is cropped to the skip's size."""
-
-    def __init__(self, inner: int, outer: int, stride: tuple[int, ...]) -> None:
-        super().__init__()
-        self.stride = stride
-        self.conv = CONV[len(stride)](inner, outer, 1)
-
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        out: Tensor = self.conv(upsample_to(x, self.stride, tuple(skip.shape[2:])))
-        return out
-
-
 class Decoder(nn.Module):
     """Maps finest first -> scores (B, K, *space) of every level, finest first."""
 
@@ -206,13 +198,16 @@ class Decoder(nn.Module):
         super().__init__()
         widths, kernels, strides = config.widths[::-1], config.kernels[::-1], config.strides[::-1]
         levels = range(len(widths) - 1)
-        ones = (1,) * config.rank
-        self.upsample_layers = nn.ModuleList(Upsampling(widths[i], widths[i + 1], strides[i]) for i in levels)
+        ones = (1,) * config.spatial_dims
+        upsampling = UPSAMPLINGS[config.upsampling]
+        self.upsample_layers = nn.ModuleList(upsampling(widths[i], widths[i + 1], strides[i]) for i in levels)
         self.stages = nn.ModuleList(
             block_row(2 * widths[i + 1], widths[i + 1], kernels[i + 1], ones, config.decoder_block_count(i))
             for i in levels
         )
-        self.seg_layers = nn.ModuleList(CONV[config.rank](widths[i + 1], config.classes, 1) for i in levels)
+        self.seg_layers = nn.ModuleList(
+            CONV[config.spatial_dims](widths[i + 1], config.out_channels, 1) for i in levels
+        )
 
     def forward(self, maps: list[Tensor], all_levels: bool) -> list[Tensor]:
         x, scores = maps[-1], []

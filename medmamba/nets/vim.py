@@ -7,6 +7,7 @@ Model" (2024), mixer "v2", class token in the middle. Truth for tests: golden ca
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,9 @@ from medmamba.layers.mamba import Mamba, MambaConfig, backward
 class VimConfig:
     """Sizes of a Vim. Space is (height, width) in pixels; `average` divides the two directions' sum by two."""
 
+    spatial_dims: ClassVar[int] = 2
     in_channels: int = 3
-    classes: int = 1000
+    out_channels: int = 1000
     image_px: tuple[int, int] = (224, 224)
     patch_px: int = 16
     stride_px: int = 16
@@ -95,7 +97,7 @@ class Vim(nn.Module):
         self.layers = nn.ModuleList(VimBlock(config, rates[number]) for number in range(config.depth))
         self.drop_path = DropPath(rates[-1])
         self.norm_f = nn.RMSNorm(config.width, eps=1e-5)
-        self.head = nn.Linear(config.width, config.classes) if config.classes else nn.Identity()
+        self.head = nn.Linear(config.width, config.out_channels) if config.out_channels else nn.Identity()
         self._initialise()
 
     def _initialise(self) -> None:

@@ -7,10 +7,12 @@ downsampling v3. Parameter names are the official ones. Truth for tests: golden 
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from medmamba.errors import ConfigError
+from medmamba.layers.drop_path import DropPath
 from medmamba.layers.ss2d import SS2D, ChannelMlp, ChannelNorm, ClassHead, Stage, initial_weights
 
 
@@ -18,8 +20,9 @@ from medmamba.layers.ss2d import SS2D, ChannelMlp, ChannelNorm, ClassHead, Stage
 class VMambaConfig:
     """Defaults: the released tiny network. `gate` adds the SiLU gate ("v05"), without it "v05_noz"."""
 
+    spatial_dims: ClassVar[int] = 2
     in_channels: int = 3
-    classes: int = 1000
+    out_channels: int = 1000
     depths: tuple[int, ...] = (2, 2, 8, 2)
     widths: tuple[int, ...] = (96, 192, 384, 768)
     patch: int = 4
@@ -39,20 +42,24 @@ class VMambaConfig:
 
 
 class VSSBlock(nn.Module):
-    """x + SS2D(norm(x)), then x + MLP(norm2(x)) unless `mlp_ratio` is 0. Maps (B, C, H, W)."""
+    """x + SS2D(norm(x)), then x + MLP(norm2(x)) unless `mlp_ratio` is 0. Maps (B, C, H, W).
 
-    def __init__(self, channels: int, op: nn.Module, *, mlp_ratio: float = 4.0) -> None:
+    `drop_path` leaves out either branch of a sample with that probability while training.
+    """
+
+    def __init__(self, channels: int, op: nn.Module, *, mlp_ratio: float = 4.0, drop_path: float = 0.0) -> None:
         super().__init__()
         self.norm = ChannelNorm(channels)
         self.op = op
+        self.drop = DropPath(drop_path)
         self.mlp_ratio = mlp_ratio
         if mlp_ratio > 0:
             self.norm2 = ChannelNorm(channels)
             self.mlp = ChannelMlp(channels, int(channels * mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.op(self.norm(x))
-        return x + self.mlp(self.norm2(x)) if self.mlp_ratio > 0 else x
+        x = x + self.drop(self.op(self.norm(x)))
+        return x + self.drop(self.mlp(self.norm2(x))) if self.mlp_ratio > 0 else x
 
 
 class VMamba(nn.Module):
@@ -70,7 +77,7 @@ class VMamba(nn.Module):
             Stage([block(config, width) for _ in range(depth)], after)
             for depth, width, after in zip(config.depths, config.widths, down, strict=True)
         )
-        self.classifier = ClassHead(config.widths[-1], config.classes)
+        self.classifier = ClassHead(config.widths[-1], config.out_channels)
         self.apply(initial_weights)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,7 +87,7 @@ class VMamba(nn.Module):
         return self.classifier(x)
 
 
-def block(config: VMambaConfig, width: int) -> VSSBlock:
+def block(config: VMambaConfig, width: int, *, drop_path: float = 0.0) -> VSSBlock:
     """One VSS block of the given width."""
     op = SS2D(
         width,
@@ -91,7 +98,7 @@ def block(config: VMambaConfig, width: int) -> VSSBlock:
         conv_bias=config.conv_bias,
         gate=config.gate,
     )
-    return VSSBlock(width, op, mlp_ratio=config.mlp_ratio)
+    return VSSBlock(width, op, mlp_ratio=config.mlp_ratio, drop_path=drop_path)
 
 
 def patch_embedding(config: VMambaConfig) -> nn.Sequential:

@@ -6,6 +6,7 @@ Truth for tests: ops.ssd.ssd_noncausal_sequential, golden cases `vssd`. Left out
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,9 @@ from medmamba.ops.ssd import ssd_noncausal
 class VSSDConfig:
     """Defaults: the released tiny network. `mixers` names the mixer of each stage: "state_space" or "attention"."""
 
+    spatial_dims: ClassVar[int] = 2
     in_channels: int = 3
-    classes: int = 1000
+    out_channels: int = 1000
     width: int = 64
     depths: tuple[int, ...] = (2, 4, 8, 4)
     heads: tuple[int, ...] = (2, 4, 8, 16)
@@ -163,7 +165,7 @@ class VSSD(nn.Module):
             stages.append(Stage(blocks, Halving(width) if level + 1 < len(config.depths) else None))
         self.layers = nn.ModuleList(stages)
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, config.classes)
+        self.head = nn.Linear(width, config.out_channels)
         self.apply(initial_weights)
 
     def forward(self, x: Tensor) -> Tensor:

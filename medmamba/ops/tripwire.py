@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from medmamba.errors import MedMambaError
 
@@ -47,29 +48,26 @@ def _refuse(layer: str, where: str, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def tripwire(network: nn.Module, *, gradients: bool = True) -> Iterator[None]:
-    """While open, raise NonFiniteError at the first layer whose input, output or gradient is not finite.
+def tripwire(network: nn.Module) -> Iterator[None]:
+    """While open, raise NonFiniteError at the first layer whose input, output or gradient of its output is not finite.
 
     The network's own input is reported as the input of "(network)"; a layer deep inside is reported before the
-    blocks around it. Hooks are gone when the context closes.
+    blocks around it. Backward belongs inside the context too. Hooks are gone when it closes.
     """
-    handles = []
-    for path, module in network.named_modules():
-        name = path or "(network)"
 
-        def before(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+    def watch(name: str, module: nn.Module) -> tuple[RemovableHandle, RemovableHandle]:
+        def before(_: nn.Module, args: Any, kwargs: Any) -> None:
             _refuse(name, "input", (args, kwargs))
 
-        def after(_: nn.Module, __: Any, output: Any, name: str = name) -> None:
+        def after(_: nn.Module, __: Any, output: Any) -> None:
             _refuse(name, "output", output)
+            for tensor in _tensors(output):
+                if tensor.requires_grad:
+                    tensor.register_hook(lambda gradient: _refuse(name, "output's gradient", gradient))
 
-        def backward(_: nn.Module, grad_input: Any, __: Any, name: str = name) -> None:
-            _refuse(name, "gradient", grad_input)
+        return module.register_forward_pre_hook(before, with_kwargs=True), module.register_forward_hook(after)
 
-        handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        handles.append(module.register_forward_hook(after))
-        if gradients:
-            handles.append(module.register_full_backward_hook(backward))
+    handles = [handle for path, module in network.named_modules() for handle in watch(path or "(network)", module)]
     try:
         yield
     finally:

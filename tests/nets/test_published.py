@@ -23,7 +23,7 @@ def umamba_config(rank: int, mamba: str = "encoder", **changes: object) -> UMamb
         strides=((1,) * rank, *((2,) * rank,) * 2),
         blocks=(2, 2, 2),
         decoder_blocks=(1, 2),
-        input_px=(16,) * rank,
+        image_px=(16,) * rank,
         mamba=mamba,
     )
     return replace(start, **changes)  # type: ignore[arg-type]
@@ -31,15 +31,15 @@ def umamba_config(rank: int, mamba: str = "encoder", **changes: object) -> UMamb
 
 SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "vim": (
-        lambda: Vim(VimConfig(image_px=(24, 16), patch_px=8, stride_px=4, depth=2, width=8, classes=3)),
+        lambda: Vim(VimConfig(image_px=(24, 16), patch_px=8, stride_px=4, depth=2, width=8, out_channels=3)),
         (2, 3, 24, 16),
     ),
     "mambaout": (
-        lambda: MambaOut(MambaOutConfig(depths=(1, 2), widths=(8, 12), kernel=3, classes=3)),
+        lambda: MambaOut(MambaOutConfig(depths=(1, 2), widths=(8, 12), kernel=3, out_channels=3)),
         (2, 3, 19, 14),
     ),
     "mambaout 3d": (
-        lambda: MambaOut(MambaOutConfig(depths=(1, 1), widths=(8, 12), rank=3, classes=3)),
+        lambda: MambaOut(MambaOutConfig(depths=(1, 1), widths=(8, 12), spatial_dims=3, out_channels=3)),
         (2, 3, 9, 8, 11),
     ),
     "umamba 2d": (lambda: UMamba(umamba_config(2)), (2, 1, 19, 13)),
@@ -63,7 +63,7 @@ def test_shape_and_gradients_reach_every_parameter(name: str) -> None:
     network, shape = small(name)
     out = network(torch.randn(shape))
     dense = isinstance(network, UMamba | SegMamba)
-    assert out.shape == (shape[0], network.config.classes, *(shape[2:] if dense else ()))  # type: ignore[union-attr]
+    assert out.shape == (shape[0], network.config.out_channels, *(shape[2:] if dense else ()))  # type: ignore[union-attr]
     (out * torch.randn_like(out)).sum().backward()
     silent = [key for key, value in network.named_parameters() if value.grad is None or not value.grad.any()]
     assert silent == [f"decoder.seg_layers.0.{part}" for part in ("weight", "bias")] * isinstance(network, UMamba)
@@ -93,7 +93,7 @@ def test_deep_supervision_gives_every_level_finest_first() -> None:
 
 
 def test_transposed_stage_takes_its_own_size_only() -> None:
-    config = umamba_config(2, input_px=(8, 8))  # the last stage has 4 positions and 8 channels
+    config = umamba_config(2, image_px=(8, 8))  # the last stage has 4 positions and 8 channels
     network = UMamba(config)
     assert [layer.positions for layer in network.encoder.mamba_layers] == [None, None, 4]
     with pytest.raises(ShapeError, match="made for 4 positions"):
@@ -132,7 +132,7 @@ def test_wrong_settings_and_sizes_are_told() -> None:
         MambaOut(MambaOutConfig(widths=(8,), depths=(1,), conv_ratio=4.0))
     with pytest.raises(ConfigError, match="one depth per width"):
         MambaOut(MambaOutConfig(widths=(8, 8), depths=(1,)))
-    for changes in ({"mamba": "both"}, {"blocks": (1,)}, {"input_px": None}, {"kernels": ((3,),) * 3}):
+    for changes in ({"mamba": "both"}, {"blocks": (1,)}, {"image_px": None}, {"kernels": ((3,),) * 3}):
         with pytest.raises(ConfigError):
             umamba_config(2, **changes)  # type: ignore[arg-type]
     with pytest.raises(ConfigError):

@@ -33,10 +33,24 @@ SWIN = AttSwinUNetConfig(
     image_px=(64, 64), width=8, depths=(2, 1, 1, 2), heads=(1, 2, 2, 2), window=4, cross_heads=2, cross_head_width=4
 )
 DFORMER = DFormerConfig(
-    in_channels=2, classes=3, width=4, depths=(2, 2), heads=(1, 2), intervals=(3, 2), patch=(1, 2, 2), group=(2, 2, 3)
+    in_channels=2,
+    out_channels=3,
+    width=4,
+    depths=(2, 2),
+    heads=(1, 2),
+    intervals=(3, 2),
+    patch=(1, 2, 2),
+    group=(2, 2, 3),
 )
 HERSEG = HERSegConfig(
-    classes=3, width=8, patch_px=4, depths=(1, 1), heads=(1, 2), decoder_width=16, decoder_heads=2, decoder_hidden=24
+    out_channels=3,
+    width=8,
+    patch_px=4,
+    depths=(1, 1),
+    heads=(1, 2),
+    decoder_width=16,
+    decoder_heads=2,
+    decoder_hidden=24,
 )
 SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "agunet": (lambda: AGUNet(AGUNetConfig(widths=(4, 6, 8), in_channels=2)), (2, 2, 8, 12, 16)),
@@ -100,7 +114,7 @@ def test_number_of_values_as_keras_counts(make: Callable[[], nn.Module], size: i
 def test_shape_and_gradients_reach_every_parameter(name: str) -> None:
     network, image = small(name)
     scores = network.eval()(image)
-    assert scores.shape == (len(image), network.config.classes, *image.shape[2:])  # type: ignore[union-attr]
+    assert scores.shape == (len(image), network.config.out_channels, *image.shape[2:])  # type: ignore[union-attr]
     (scores * torch.randn_like(scores)).sum().backward()
     silent = {key.split(".")[0] for key, value in network.named_parameters() if value.grad is None}
     first_scores = {f"predict{level}" for level in range(1, 5)}  # enter DAF's training loss only

@@ -27,7 +27,7 @@ SIZES: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "mambaout tiny": (lambda: MambaOut(MambaOutConfig()), 26545096),
     "mambaout small": (lambda: MambaOut(MambaOutConfig(depths=(3, 4, 27, 3))), 48488072),
     "mambaout base": (lambda: MambaOut(MambaOutConfig(depths=(3, 4, 27, 3), widths=(128, 256, 512, 768))), 84813092),
-    "segmamba": (lambda: SegMamba(SegMambaConfig(in_channels=4, classes=4)), 67416196),
+    "segmamba": (lambda: SegMamba(SegMambaConfig(in_channels=4, out_channels=4)), 67416196),
 }
 
 

@@ -69,7 +69,13 @@ SMALL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "vssd": (
         lambda: VSSD(
             VSSDConfig(
-                width=4, depths=(1, 1), heads=(4, 2), mixers=("state_space", "attention"), groups=2, state=3, classes=4
+                width=4,
+                depths=(1, 1),
+                heads=(4, 2),
+                mixers=("state_space", "attention"),
+                groups=2,
+                state=3,
+                out_channels=4,
             )
         ),
         (2, 3, 27, 18),
@@ -131,7 +137,7 @@ def test_odd_maps_and_gradients_reach_every_parameter(name: str) -> None:
     if name in ("mhsvm", "plainmamba", "hrvmamba"):
         assert out.shape[2:] == shape[2:]
     else:
-        assert out.shape == (shape[0], network.config.classes)  # type: ignore[union-attr]
+        assert out.shape == (shape[0], network.config.out_channels)  # type: ignore[union-attr]
     (out * torch.randn_like(out)).sum().backward()
     silent = [key for key, value in network.named_parameters() if value.grad is None or not value.grad.any()]
     assert [key for key in silent if not re.search(CANCELS.get(name, "$^"), key)] == []
@@ -217,7 +223,7 @@ def test_wide_blocks_look_at_a_neighbourhood_for_their_offsets() -> None:
 
 
 def test_group_mamba_with_two_heads() -> None:
-    config = GroupMambaConfig(stem=4, widths=(16,), depths=(1,), mlp_ratios=(1,), classes=3, distillation=True)
+    config = GroupMambaConfig(stem=4, widths=(16,), depths=(1,), mlp_ratios=(1,), out_channels=3, distillation=True)
     network = GroupMamba(config)
     x = torch.randn(2, 3, 8, 8)
     assert [tuple(one.shape) for one in network.train()(x)] == [(2, 3), (2, 3)]

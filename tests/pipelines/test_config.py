@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from medmamba.errors import ConfigError
-from pipelines.config import TrainRun, check_run
+from pipelines.config import TrainRun
 from tests.pipelines.cohort_maker import run_values
 
 RUN = """
@@ -53,14 +53,14 @@ def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
     values["preprocessing"]["overlap"] = [12, 0, 0]
     del values["manifest"]
     with pytest.raises(ConfigError) as told:
-        check_run(values)
+        TrainRun.check(values)
     text = str(told.value)
     for part in ("6 faults", "epoch: unknown key", "batch:", "labels:", "name:", "manifest: Field required", "overlap"):
         assert part in text
 
 
 def test_a_run_is_frozen(tmp_path: Path) -> None:
-    run = check_run(run_values(tmp_path / "m.csv", tmp_path))
+    run = TrainRun.check(run_values(tmp_path / "m.csv", tmp_path))
     with pytest.raises(ValueError, match="frozen"):
         run.batch = 3  # type: ignore[misc]
 
@@ -73,3 +73,14 @@ def test_broken_toml_is_one_line(tmp_path: Path, text: str) -> None:
         TrainRun.load(path)
     with pytest.raises(ConfigError, match="no such run file"):
         TrainRun.load(tmp_path / "absent.toml")
+
+
+def test_codes_of_labels_go_into_the_bundle(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(RUN + '[codes.5]\ntype = ["SCT", "10200004", "Liver"]\n')
+    task = TrainRun.load(path).task
+    anatomy = ["SCT", "123037004", "Anatomical Structure"]
+    assert task["codes"] == {"2": {"type": ["SCT", "10200004", "Liver"], "category": anatomy}}
+    path.write_text(RUN + '[codes.4]\ntype = ["SCT", "10200004", "Liver"]\n')
+    with pytest.raises(ConfigError, match="no labels"):
+        TrainRun.load(path)

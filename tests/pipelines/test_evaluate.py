@@ -60,6 +60,16 @@ def test_the_four_kinds_are_counted_and_no_case_is_lost(tmp_path: Path) -> None:
     assert "NSD at 2 mm" in table
 
 
+def test_cells_of_the_ignore_label_are_left_out(tmp_path: Path) -> None:
+    truth, found = box(1, 1, 1), box(1, 1, 1)
+    truth[6:] = 9
+    found[6:] = 1
+    write_nifti(tmp_path / "ref" / "a_dseg.nii.gz", truth, MM)
+    write_nifti(tmp_path / "pred" / "a_dseg.nii.gz", found, MM)
+    assert evaluate(tmp_path / "ref", tmp_path / "pred", ignore=9).mean() == 1.0
+    assert evaluate(tmp_path / "ref", tmp_path / "pred").mean() < 0.5
+
+
 @pytest.mark.parametrize(
     "affine",
     [np.diag([-2.0, 1, 1, 1]), np.diag([4.0, 1, 1, 1]), MM + np.eye(4, k=3) * 2.0],

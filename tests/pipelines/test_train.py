@@ -16,9 +16,8 @@ from medmamba.errors import ConfigError
 from medmamba.formats.nifti import read_labels
 from medmamba.source import read_all
 from pipelines import cohort, sampling
-from pipelines.config import AugmentSection, check_run
+from pipelines.config import AugmentSection, TrainRun
 from pipelines.evaluate import evaluate_bundle
-from pipelines.networks import NETWORKS
 from pipelines.predict import Predictor, predict
 from pipelines.sampling import Sampler, prepare
 from pipelines.train import learning_rate, train
@@ -45,7 +44,7 @@ def history(output: Path) -> list[dict[str, Any]]:
 
 
 def test_sixty_steps_learn_boxes_and_the_bundle_runs_in_production(manifest: Path, tmp_path: Path) -> None:
-    run = check_run(run_values(manifest, tmp_path, epochs=3, steps_per_epoch=20, validate_every=3, lr=1e-2))
+    run = TrainRun.check(run_values(manifest, tmp_path, epochs=3, steps_per_epoch=20, validate_every=3, lr=1e-2))
     seen: list[tuple[int, int]] = []
     logged: dict[int, dict[str, float]] = {}
     bundle = train(run, log=lambda f, s: logged.update({s: f}), progress=lambda d, a: seen.append((d, a)))
@@ -68,8 +67,8 @@ def test_sixty_steps_learn_boxes_and_the_bundle_runs_in_production(manifest: Pat
 
 
 def test_resume_follows_the_unbroken_run_bit_by_bit(manifest: Path, tmp_path: Path) -> None:
-    whole = train(check_run(run_values(manifest, tmp_path / "whole", epochs=3, augment={"affine": 1.0})))
-    run = check_run(run_values(manifest, tmp_path / "cut", epochs=3, augment={"affine": 1.0}))
+    whole = train(TrainRun.check(run_values(manifest, tmp_path / "whole", epochs=3, augment={"affine": 1.0})))
+    run = TrainRun.check(run_values(manifest, tmp_path / "cut", epochs=3, augment={"affine": 1.0}))
 
     def stop(figures: dict[str, float], step: int) -> None:
         if step == 6:
@@ -90,15 +89,15 @@ def test_a_begun_training_is_neither_overwritten_nor_resumed_with_other_settings
     manifest: Path, tmp_path: Path
 ) -> None:
     values = run_values(manifest, tmp_path, epochs=1, steps_per_epoch=1, validation_share=0.0)
-    train(check_run(values))
+    train(TrainRun.check(values))
     with pytest.raises(ConfigError, match="--resume"):
-        train(check_run(values))
+        train(TrainRun.check(values))
     with pytest.raises(ConfigError, match=r"other settings of \['epochs', 'lr'\]"):
-        train(check_run({**values, "epochs": 2, "lr": 1e-4}), resume=True)
+        train(TrainRun.check({**values, "epochs": 2, "lr": 1e-4}), resume=True)
     state = next((tmp_path / "checkpoint").glob("state_*"))
     state.write_bytes(state.read_bytes()[:-4] + b"abcd")
     with pytest.raises(ConfigError, match="is not what was saved"):
-        train(check_run(values), resume=True)
+        train(TrainRun.check(values), resume=True)
 
 
 def test_loss_that_is_not_finite_stops_with_step_and_cases(
@@ -113,58 +112,30 @@ def test_loss_that_is_not_finite_stops_with_step_and_cases(
         return batch
 
     monkeypatch.setattr(Sampler, "draw", poisoned)
-    with pytest.raises(ConfigError, match=r"^step 4: loss nan, .* cases c\d") as told:
-        train(check_run(run_values(manifest, tmp_path)))
+    with pytest.raises(ConfigError, match=r"^step 4, cases c\d.*: loss nan") as told:
+        train(TrainRun.check(run_values(manifest, tmp_path)))
     assert "\n" not in str(told.value)
     assert len(history(tmp_path)) == 1  # the first epoch is kept
+    with pytest.raises(ConfigError, match=r"^step 4, cases c\d.*: layer '.+': .* of its input"):
+        train(TrainRun.check(run_values(manifest, tmp_path, debug=True)), resume=True)
 
 
 def test_label_values_that_are_not_listed_are_refused_or_background(manifest: Path, tmp_path: Path) -> None:
     values = run_values(manifest, tmp_path, labels={"3": "bright"}, epochs=1, steps_per_epoch=1)
     with pytest.raises(ConfigError, match=r"label values \[7\]"):
-        train(check_run(values))
-    assert train(check_run({**values, "other_labels": "background"})).task["values"] == {"1": 3}
+        train(TrainRun.check(values))
+    assert train(TrainRun.check({**values, "other_labels": "background"})).task["values"] == {"1": 3}
 
 
 def test_unknown_architecture_and_setting_are_told(manifest: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'x' unknown; known: .*mamba_unet.*segresnet"):
-        train(check_run(run_values(manifest, tmp_path, architecture="x")))
+        train(TrainRun.check(run_values(manifest, tmp_path, architecture="x")))
     with pytest.raises(ConfigError, match=r"no settings \['width'\]; known: .*widths"):
-        train(check_run(run_values(manifest, tmp_path, network={"width": 3})))
-
-
-@pytest.mark.parametrize(
-    ("architecture", "network"),
-    [
-        ("segresnet", {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}),
-        (
-            "dynunet",
-            {
-                "kernel_size": [3, 3, 3],
-                "strides": [1, 2, 2],
-                "upsample_kernel_size": [2, 2],
-                "filters": [4, 8, 8],
-            },
-        ),
-    ],
-)
-def test_monai_baselines_train_by_name(
-    manifest: Path, tmp_path: Path, architecture: str, network: dict[str, Any]
-) -> None:
-    values = run_values(manifest, tmp_path, architecture=architecture, network=network, epochs=1, steps_per_epoch=1)
-    assert train(check_run(values)).network == architecture
-
-
-def test_swin_unetr_is_built_by_name() -> None:
-    """It halves five times and normalises by instance, so it wants windows of 64: too long to train here."""
-    settings = {"in_channels": 1, "out_channels": 3, "spatial_dims": 3, "feature_size": 12, "num_heads": [1, 1, 1, 1]}
-    network = NETWORKS["swinunetr"](settings).eval()
-    with torch.inference_mode():
-        assert network(torch.zeros(1, 1, 64, 64, 64)).shape == (1, 3, 64, 64, 64)
+        train(TrainRun.check(run_values(manifest, tmp_path, network={"width": 3})))
 
 
 def test_prepared_cases_are_what_the_contract_gives(manifest: Path, tmp_path: Path) -> None:
-    contract = check_run(run_values(manifest, tmp_path)).preprocessing.contract()
+    contract = TrainRun.check(run_values(manifest, tmp_path)).preprocessing.contract()
     case = cohort.read(manifest, ["t1"])[1]  # stored turned
     prepared = prepare(case, contract, (3, 7))
     sources = {"t1": sampling.open_source(case.case.files["t1"])}
@@ -174,16 +145,28 @@ def test_prepared_cases_are_what_the_contract_gives(manifest: Path, tmp_path: Pa
     assert {k: v.size for k, v in prepared.places.items()} == {k: int((prepared.labels == k).sum()) for k in (1, 2)}
 
 
+def test_cells_of_the_ignore_label_teach_nothing(manifest: Path, tmp_path: Path) -> None:
+    values = run_values(manifest, tmp_path, labels={"3": "bright"}, ignore_label=7, epochs=1, steps_per_epoch=1)
+    run = TrainRun.check(values)
+    case = cohort.read(manifest, ["t1"])[0]
+    prepared = prepare(case, run.preprocessing.contract(), (3,), 7)
+    assert set(np.unique(prepared.labels)) == {-1, 0, 1}
+    assert set(prepared.places) == {1}
+    train(run)
+    with pytest.raises(ConfigError, match="give its own value"):
+        TrainRun.check({**values, "ignore_label": 3})
+
+
 def test_small_images_are_padded_to_a_window(tmp_path: Path) -> None:
     manifest = write_cohort(tmp_path / "data", cases=3, size=8)
-    run = check_run(run_values(manifest, tmp_path, epochs=1, steps_per_epoch=1, validation_share=0.5))
+    run = TrainRun.check(run_values(manifest, tmp_path, epochs=1, steps_per_epoch=1, validation_share=0.5))
     prepared = prepare(cohort.read(manifest, ["t1"])[0], run.preprocessing.contract(), (3, 7))
     assert prepared.labels.shape == (12, 12, 12)
     train(run)
 
 
 def sampler(manifest: Path, tmp_path: Path, *, share: float, **augment: float) -> Sampler:
-    contract = check_run(run_values(manifest, tmp_path)).preprocessing.contract()
+    contract = TrainRun.check(run_values(manifest, tmp_path)).preprocessing.contract()
     cases = [prepare(c, contract, (3, 7)) for c in cohort.read(manifest, ["t1"])]
     off = {"flip": 0.0, "affine": 0.0, "gamma": 0.0, "scale": 0.0, "noise": 0.0}
     settings = AugmentSection(**{**off, **augment})
@@ -220,7 +203,7 @@ def test_geometry_moves_labels_with_the_image(manifest: Path, tmp_path: Path) ->
 
 
 def test_learning_rate_rises_then_falls_to_nothing(manifest: Path, tmp_path: Path) -> None:
-    run = check_run(run_values(manifest, tmp_path, warmup_steps=2, epochs=4, steps_per_epoch=5, lr=1.0))
+    run = TrainRun.check(run_values(manifest, tmp_path, warmup_steps=2, epochs=4, steps_per_epoch=5, lr=1.0))
     rates = [learning_rate(run, s) for s in range(20)]
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert all(a >= b for a, b in pairwise(rates[2:]))
@@ -238,4 +221,4 @@ def test_two_channels_by_role(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("\n".join(rows))
     values = run_values(tmp_path / "m.csv", tmp_path, labels={"1": "high"}, epochs=1, steps_per_epoch=1)
     values["preprocessing"] = {"channels": [{"role": "a"}, {"role": "b"}], "window": [12, 12, 12]}
-    assert train(check_run(values)).config["in_channels"] == 2
+    assert train(TrainRun.check(values)).config["in_channels"] == 2

@@ -14,7 +14,7 @@ KERAS = Tolerance(output=3e-5, ill_conditioned=3e-5)  # the case holds float32 n
 def build(stem: str, hparams: dict[str, Any], params: Tensors, inputs: Tensors) -> Built:
     config = AGUNetConfig(
         in_channels=hparams["input_shape"][-1],
-        classes=hparams["nb_classes"],
+        out_channels=hparams["nb_classes"],
         widths=tuple(hparams["convolutions"]),
         pyramid=hparams.get("input_pyramid", False),
         deep_supervision=hparams.get("deep_supervision", False),

@@ -13,7 +13,7 @@ def build(stem: str, hparams: dict[str, Any], params: Tensors, inputs: Tensors) 
     image = hparams.get("image_size", hparams.get("img_size", 224))
     config = AttSwinUNetConfig(
         in_channels=hparams.get("in_chans", next(iter(inputs.values())).shape[1]),
-        classes=hparams["num_classes"],
+        out_channels=hparams["num_classes"],
         image_px=(image, image) if isinstance(image, int) else tuple(image),
         width=hparams["embed_dim"],
         depths=tuple(hparams["depths"]),

@@ -13,7 +13,7 @@ OFFICIAL = (256, 512, 1024, 2048)
 
 def build(stem: str, hparams: dict[str, Any], params: Tensors, inputs: Tensors) -> Built:
     config = DAFConfig(
-        classes=hparams.get("num_classes", 5),
+        out_channels=hparams.get("num_classes", 5),
         width=hparams.get("width", 64),
         backbone_widths=tuple(hparams.get("backbone_channels", OFFICIAL)),
     )

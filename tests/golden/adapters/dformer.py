@@ -13,7 +13,7 @@ from tests.golden.case import Built, Tensors, from_module
 def build(stem: str, hparams: dict[str, Any], params: Tensors, inputs: Tensors) -> Built:
     config = DFormerConfig(
         in_channels=hparams.get("in_chans", 1),
-        classes=hparams.get("num_classes", 14),
+        out_channels=hparams.get("num_classes", 14),
         width=hparams.get("embed_dim", 96),
         depths=tuple(hparams["depths"]),
         heads=tuple(hparams["num_heads"]),

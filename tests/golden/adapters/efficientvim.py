@@ -29,7 +29,7 @@ def build(stem: str, hparams: dict[str, Any], params: Tensors, inputs: Tensors) 
     if "depths" in hparams:
         config = EfficientViMConfig(
             in_channels=hparams.get("in_dim", 3),
-            classes=hparams.get("num_classes", 1000),
+            out_channels=hparams.get("num_classes", 1000),
             widths=tuple(hparams["embed_dim"]),
             depths=tuple(hparams["depths"]),
             states=tuple(hparams["state_dim"]),

@@ -32,7 +32,7 @@ def net_config(hparams: dict[str, Any]) -> EfficientVMambaConfig:
     """The published network hands neither d_state nor dt_rank on to its blocks: always 16 and automatic."""
     return EfficientVMambaConfig(
         in_channels=hparams.get("in_chans", 3),
-        classes=hparams.get("num_classes", 1000),
+        out_channels=hparams.get("num_classes", 1000),
         depths=tuple(hparams["depths"]),
         widths=tuple(hparams["dims"]),
         patch=hparams.get("patch_size", 4),

@@ -13,7 +13,7 @@ def build(stem: str, hparams: dict[str, Any], params: Tensors, inputs: Tensors) 
         heads = {name.split(".")[0] for name in params if "head" in name} - {"head"}
         config = GroupMambaConfig(
             in_channels=hparams.get("in_chans", 3),
-            classes=hparams.get("num_classes", 1000),
+            out_channels=hparams.get("num_classes", 1000),
             stem=hparams["stem_hidden_dim"],
             widths=tuple(hparams["embed_dims"]),
             depths=tuple(hparams["depths"]),

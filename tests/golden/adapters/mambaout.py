@@ -9,7 +9,7 @@ from tests.golden.case import Built, Tensors, from_module
 def build(stem: str, hparams: dict[str, Any], params: Tensors, inputs: Tensors) -> Built:
     config = MambaOutConfig(
         in_channels=hparams.get("in_chans", 3),
-        classes=hparams.get("num_classes", 1000),
+        out_channels=hparams.get("num_classes", 1000),
         depths=tuple(hparams.get("depths", MambaOutConfig().depths)),
         widths=tuple(hparams.get("dims", MambaOutConfig().widths)),
         kernel=hparams.get("kernel_size", 7),

@@ -47,7 +47,7 @@ def build(stem: str, hparams: dict[str, Any], params: Tensors, inputs: Tensors) 
 def net_config(hparams: dict[str, Any]) -> MHSVMConfig:
     return MHSVMConfig(
         in_channels=hparams.get("in_chans", 3),
-        classes=hparams.get("num_classes", 1),
+        out_channels=hparams.get("num_classes", 1),
         widths=tuple(hparams["dims"]),
         depths=tuple(hparams["depths"]),
         depths_decoder=tuple(hparams["depths_decoder"]),

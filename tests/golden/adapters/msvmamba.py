@@ -18,7 +18,7 @@ def build(stem: str, hparams: dict[str, Any], params: Tensors, inputs: Tensors) 
         return from_channel_last(MSVSSBlock(hparams["hidden_dim"], **scan), params)
     config = MSVMambaConfig(
         in_channels=hparams.get("in_chans", 3),
-        classes=hparams.get("num_classes", 1000),
+        out_channels=hparams.get("num_classes", 1000),
         depths=tuple(hparams["depths"]),
         widths=tuple(hparams["dims"]),
         patch=hparams.get("patch_size", 4),

@@ -9,7 +9,7 @@ from tests.golden.case import Built, Tensors, from_module
 def build(stem: str, hparams: dict[str, Any], params: Tensors, inputs: Tensors) -> Built:
     config = ParaTransCNNConfig(
         in_channels=next(iter(inputs.values())).shape[1],
-        classes=hparams.get("num_classes", 9),
+        out_channels=hparams.get("num_classes", 9),
         widths=tuple(hparams.get("resnet_widths", (64, 128, 256, 512))),
         blocks=tuple(hparams.get("resnet_blocks", (3, 4, 6, 3))),
         dim=hparams.get("dim", 320),

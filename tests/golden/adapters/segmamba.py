@@ -8,7 +8,7 @@ from tests.golden.case import Built, Tensors, Tolerance, from_module
 NOISY = Tolerance(noisy=True)  # instance norms over a handful of voxels, then LeakyReLU kinks
 NAMES = {
     "in_chans": "in_channels",
-    "out_chans": "classes",
+    "out_chans": "out_channels",
     "depths": "depths",
     "feat_size": "widths",
     "hidden_size": "hidden",

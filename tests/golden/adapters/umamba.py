@@ -15,14 +15,14 @@ def build(stem: str, hparams: dict[str, Any], params: Tensors, inputs: Tensors) 
     deep = hparams.get("deep_supervision", False)
     config = UMambaConfig(
         in_channels=hparams["input_channels"],
-        classes=hparams["num_classes"],
+        out_channels=hparams["num_classes"],
         mamba=VARIANTS[hparams["variant"]],
         widths=per_stage(hparams["features_per_stage"], stages),
         kernels=per_axis(hparams["kernel_sizes"], stages, rank),
         strides=per_axis(hparams["strides"], stages, rank),
         blocks=per_stage(hparams["n_conv_per_stage"], stages),
         decoder_blocks=per_stage(hparams["n_conv_per_stage_decoder"], stages - 1),
-        input_px=tuple(hparams["input_size"]) if "input_size" in hparams else None,
+        image_px=tuple(hparams["input_size"]) if "input_size" in hparams else None,
         deep_supervision=deep,
         **{name: hparams[name] for name in ("d_state", "d_conv", "expand") if name in hparams},
     )

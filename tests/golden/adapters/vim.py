@@ -24,7 +24,7 @@ def net_config(hparams: dict[str, Any]) -> VimConfig:
     size = hparams["img_size"]
     return VimConfig(
         in_channels=hparams.get("channels", 3),
-        classes=hparams.get("num_classes", 1000),
+        out_channels=hparams.get("num_classes", 1000),
         image_px=tuple(size) if isinstance(size, list) else (size, size),
         patch_px=hparams["patch_size"],
         stride_px=hparams.get("stride", hparams["patch_size"]),

@@ -40,7 +40,7 @@ def scan_settings(hparams: dict[str, Any]) -> dict[str, Any]:
 def net_config(hparams: dict[str, Any]) -> VMambaConfig:
     return VMambaConfig(
         in_channels=hparams.get("in_chans", 3),
-        classes=hparams.get("num_classes", 1000),
+        out_channels=hparams.get("num_classes", 1000),
         depths=tuple(hparams["depths"]),
         widths=tuple(hparams["dims"]),
         patch=hparams.get("patch_size", 4),

@@ -39,7 +39,7 @@ def net_config(hparams: dict[str, Any]) -> VSSDConfig:
     kinds = hparams.get("attn_types", ["mamba2"] * (stages - 1) + ["standard"])
     return VSSDConfig(
         in_channels=hparams.get("in_chans", 3),
-        classes=hparams.get("num_classes", 1000),
+        out_channels=hparams.get("num_classes", 1000),
         width=hparams["embed_dim"],
         depths=tuple(hparams["depths"]),
         heads=tuple(hparams["num_heads"]),

@@ -1,0 +1,225 @@
+"""Who learns best on equal terms: `python benchmarks/learning.py [--steps 200] [--seeds 3] [--only NAME ...]`.
+
+Each network is trained by the production loop (same patches, loss, optimizer and schedule) and scored by the production
+`predict` on held-out cases, at the best of three learning rates, which are compared on the validation part with seed 0.
+Dice has its 95 % bootstrap interval over cases and seeds. Every finished run is a line of a file in `--folder`, so a
+long table can be made in several sittings. Cohorts: `mni`, one real head deformed, with inverted contrast, bias fields
+and noise, and when the shared data stand beside the project `cord` (two images, one to learn from) and `ct` (two parts
+of one body).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from medmamba.memory import measure
+from pipelines import cohort, demo_cohort
+from pipelines.config import TrainRun
+from pipelines.evaluate import evaluate_bundle
+from pipelines.losses import dice_ce
+from pipelines.metrics import interval
+from pipelines.networks import NETWORKS
+from pipelines.train import train
+
+RATES = (1e-3, 3e-3, 1e-2)
+WINDOW = (32, 32, 32)
+FLAGSHIP = {"widths": [16, 32, 64], "depths": [2, 2, 2]}
+MIXERS = ("none", "s6", "ssd", "vssd", "gla", "hydra")
+CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{f"mamba_unet {m}": ("mamba_unet", {**FLAGSHIP, "mixer": m}) for m in MIXERS},
+    "mamba_unet none, not invertible": ("mamba_unet", {**FLAGSHIP, "mixer": "none", "down": "strided"}),
+    "segresnet": ("segresnet", {"init_filters": 8, "blocks_down": [1, 2, 2], "blocks_up": [1, 1]}),
+    "dynunet": (
+        "dynunet",
+        {"kernel_size": [3] * 3, "strides": [1, 2, 2], "upsample_kernel_size": [2, 2], "filters": [16, 32, 64]},
+    ),
+    "swinunetr": ("swinunetr", {"feature_size": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]}),
+    "unet": ("unet", {"channels": [16, 32, 64], "strides": [2, 2], "norm": "instance"}),
+}  # fmt: skip
+PRE: dict[str, dict[str, Any]] = {
+    "mni": {"channels": [{"role": "t1"}], "spacing_mm": [3.0, 3.0, 3.0]},
+    "cord": {"channels": [{"role": "t2"}], "spacing_mm": [1.0, 1.0, 1.0]},
+    "ct": {"channels": [{"role": "ct", "clip": [-200, 300], "scaling": "fixed", "scale": 100.0}]},
+}
+LABELS = {"mni": demo_cohort.TISSUES, "cord": {1: "spinal cord"}, "ct": {1: "spleen", 5: "liver", 6: "stomach"}}
+AUGMENT = {
+    "mni": {"flip": 0.0, "affine": 0.0, "noise": 0.2, "gamma": 0.2, "scale": 0.2},
+    "cord": {},
+    "ct": {},
+}
+
+
+def cohorts(folder: Path) -> dict[str, tuple[Path, Path]]:
+    """Name -> manifests (train, test), written below `folder` where they are not."""
+    mni = folder / "mni"
+    if not (mni / "done").exists():
+        demo_cohort.build(mni, train=32, test=6, looks=demo_cohort.HARD)
+        (mni / "done").touch()
+    found = {"mni": (mni / "train/manifest.csv", mni / "test/manifest.csv")}
+    shared = Path(os.environ.get("MEDMAMBA_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+    if shared.is_dir():
+        mr = shared / "mr"
+        rows = [("a", mr / "t2.nii.gz", mr / "t2_seg-manual.nii.gz"),
+                ("b", mr / "t2_fake_lesion.nii.gz", mr / "t2_fake_lesion_sc_seg.nii.gz")]  # fmt: skip
+        found["cord"] = (
+            written(folder / "cord/train.csv", "t2", rows[:1]),
+            written(folder / "cord/test.csv", "t2", rows[1:]),
+        )
+        found["ct"] = parts_of_a_body(folder / "ct", shared / "ct_totalseg")
+    return found
+
+
+def written(path: Path, role: str, rows: list[tuple[str, Path, Path]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join([f"case,{role},label", *(",".join(map(str, row)) for row in rows)]) + "\n")
+    return path
+
+
+def parts_of_a_body(folder: Path, data: Path) -> tuple[Path, Path]:
+    """The volume below the labelled slab of 30 slices to learn from, the slab to be scored on."""
+    import nibabel
+
+    image, label = nibabel.load(data / "example_ct.nii.gz"), nibabel.load(data / "example_seg_fast_force_split.nii.gz")
+    folder.mkdir(parents=True, exist_ok=True)
+    manifests = []
+    for name, rows in (("train", slice(0, 78)), ("test", slice(82, 112))):
+        nibabel.save(image.slicer[:, :, rows], folder / f"{name}_ct.nii.gz")
+        nibabel.save(label.slicer[:, :, rows], folder / f"{name}_label.nii.gz")
+        row = (name, folder / f"{name}_ct.nii.gz", folder / f"{name}_label.nii.gz")
+        manifests.append(written(folder / f"{name}.csv", "ct", [row]))
+    return manifests[0], manifests[1]
+
+
+def runs(options: argparse.Namespace, record: list[dict[str, Any]]) -> Iterator[tuple[str, str, float, int]]:
+    """What is still to be done: the rates with seed 0, then the best rate with the other seeds."""
+    done = {(r["cohort"], r["network"], r["rate"], r["seed"]) for r in record}
+    names = options.only or list(CONTENDERS)
+    first = [(c, n, rate, 0) for c in options.cohorts for n in names for rate in RATES]
+    later = [
+        (c, n, best_rate(record, c, n), seed)
+        for c in options.cohorts
+        for n in names
+        for seed in range(1, options.seeds)
+    ]
+    for run in first if any(run not in done for run in first) else later:
+        if run not in done:
+            yield run
+
+
+def best_rate(record: list[dict[str, Any]], name: str, network: str) -> float:
+    """The rate with the best validation Dice (training loss where nothing is held out) with seed 0."""
+    tried = [r for r in record if (r["cohort"], r["network"], r["seed"]) == (name, network, 0)]
+    return max(tried, key=lambda r: r["chosen_by"])["rate"] if tried else RATES[1]
+
+
+def one_run(
+    name: str, network: str, rate: float, seed: int, steps: int, manifests: tuple[Path, Path]
+) -> dict[str, Any]:
+    """Trains and scores; CPU seconds are those of the training alone."""
+    architecture, network_settings = CONTENDERS[network]
+    with tempfile.TemporaryDirectory() as output:
+        settings = {
+            "name": "learning", "manifest": str(manifests[0]), "output": output, "seed": seed, "lr": rate, "batch": 2,
+            "architecture": architecture, "network": network_settings, "labels": LABELS[name],
+            "other_labels": "background", "augment": AUGMENT[name], "foreground_share": 0.7,
+            "preprocessing": {**PRE[name], "window": WINDOW, "overlap": [8, 8, 8]},
+            "epochs": 1, "steps_per_epoch": steps, "warmup_steps": steps // 20,
+            "validation_share": 0.125 if name == "mni" else 0.0,
+        }  # fmt: skip
+        run = TrainRun.check(settings)
+        began = time.process_time()
+        figures: dict[str, float] = {}
+        bundle = train(run, log=lambda told, _: figures.update(told))
+        seconds = time.process_time() - began
+        role = PRE[name]["channels"][0]["role"]
+        scores = evaluate_bundle(bundle, cohort.read(manifests[1], [role]), device="cpu")
+    dice = {
+        row.case: [r.score.dice for r in scores.rows if r.case == row.case and r.score.kind != "TN"]
+        for row in scores.rows
+    }
+    return {
+        "cohort": name, "network": network, "rate": rate, "seed": seed, "steps": steps, "seconds": seconds,
+        "chosen_by": figures.get("validation_dice", -figures["loss"]),
+        "dice": {case: float(np.mean(values)) for case, values in dice.items() if values},
+    }  # fmt: skip
+
+
+def size_of(network: str, classes: int) -> tuple[int, float]:
+    """Parameters, and the peak of live bytes of a training step in MiB."""
+    architecture, settings = CONTENDERS[network]
+    built = NETWORKS[architecture]({**settings, "in_channels": 1, "out_channels": classes, "spatial_dims": 3}).train()
+    labels = torch.zeros(2, 1, *WINDOW, dtype=torch.long)
+    cost = measure(built, torch.zeros(2, 1, *WINDOW), labels, dice_ce)
+    return sum(p.numel() for p in built.parameters()), cost.peak / 2**20
+
+
+def table(record: list[dict[str, Any]], name: str) -> list[str]:
+    """A line a network, best first."""
+    lines: list[tuple[float, str]] = []
+    for network in CONTENDERS:
+        rate = best_rate(record, name, network)
+        mine = [r for r in record if (r["cohort"], r["network"], r["rate"]) == (name, network, rate)]
+        if not mine:
+            continue
+        values = [v for r in mine for v in r["dice"].values()]
+        groups = [f"{case}/{r['seed']}" for r in mine for case in r["dice"]]
+        bounds = interval(values, groups)
+        between = f"[{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else "one case"
+        parameters, peak = size_of(network, len(LABELS[name]) + 1)
+        seeds, seconds = len(mine), np.mean([r["seconds"] for r in mine])
+        text = f"{network:<32}{np.mean(values):.3f} {between:<16}{seeds:>3}{rate:>9.0e}"
+        lines.append((-float(np.mean(values)), f"{text}{parameters:>12,}{peak:>9.0f}{seconds:>9.0f}"))
+    return [text for _, text in sorted(lines)]
+
+
+def machine() -> str:
+    """Processor, cores, load, torch and commit."""
+    here = Path(__file__).parent
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
+    )
+    where = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    return f"{where}, torch {torch.__version__}, commit {commit.stdout.strip()}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", choices=list(CONTENDERS))
+    parser.add_argument("--cohorts", nargs="*", default=["mni"], choices=list(PRE))
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "medmamba-learning")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    file = options.folder / f"record-{options.steps}.jsonl"
+    places: Mapping[str, tuple[Path, Path]] = cohorts(options.folder)
+    read = lambda: [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []  # noqa: E731
+    while todo := next(runs(options, read()), None):
+        result = one_run(*todo, options.steps, places[todo[0]])
+        with file.open("a") as out:
+            out.write(json.dumps(result) + "\n")
+        print(f"{todo}: Dice {np.mean(list(result['dice'].values())):.3f}, {result['seconds']:.0f} s", file=sys.stderr)
+    print(machine())
+    for name in options.cohorts:
+        print(f"\n{name}, {options.steps} steps of 2 x 32^3, one thread")
+        print(
+            f"{'network':<32}{'Dice':<6}{'95 %':<16}{'seeds':>3}{'lr':>8}{'parameters':>12}{'peak MiB':>9}{'CPU s':>9}"
+        )
+        print("\n".join(table(read(), name)))
+
+
+if __name__ == "__main__":
+    main()
