@@ -15,16 +15,17 @@ from medmamba.bundle import Bundle
 from medmamba.errors import REASON_CODES, ConfigError, InputError
 from medmamba.files import hash_file
 from pipelines.case import Case, safe_id
-from pipelines.contents import content_hash, parts_of, printable
-from pipelines.formats import suffix_of
-from pipelines.manifest import read_manifest
+from pipelines.contents import content_hash, printable
+from pipelines.formats import images_of, parts_of, stem_of, suffix_of
+from pipelines.manifest import layout_of, read_manifest
 from pipelines.predict import product_path
 from pipelines.report import Report, case_key
 from pipelines.state import STATE, Index, read_attempt
 from pipelines.walk import Walk, walk
 
 NUMBERED = re.compile(r"(.+)_(\d{4})")
-TABLES = (".csv", ".tsv")
+TABLES = (".csv", ".tsv", ".json")
+Parts = Callable[[Path], tuple[Path, ...]]  # all files behind a path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,24 +69,39 @@ def find(
     follow: bool = False,
     now: float | None = None,
 ) -> Found:
-    """The cases of a folder, a CSV table or a single file, for a bundle that wants `roles`.
+    """The cases of a folder, a table, a data set (nnU-Net, BIDS, MONAI list) or a single file, for `roles` of a bundle.
 
     In a folder a file is a case; for a bundle of several roles `X_0000`, `X_0001` ... are the roles of case X in order.
     A case with a file changed less than `settle` seconds before `now` waits. Raises ConfigError.
     """
     require_apart(source, output)
     notes: list[str] = []
-    if source.is_dir():
+    if layout_of(source) or source.name.lower().endswith(TABLES):
+        cases, unused = read_manifest(source, roles)
+        notes += [f"columns {unused} are not used by this bundle"] if unused else []
+    elif source.is_dir():
         seen = walk(source, output=output, follow=follow)
         cases = _group(source, seen, roles)
         notes += _told(seen)
-    elif source.name.lower().endswith(TABLES):
-        cases, unused = read_manifest(source, roles)
-        notes += [f"columns {unused} are not used by this bundle"] if unused else []
     else:
-        cases = _group(source.parent, Walk(files=[source]), roles)
-    ready = [c for c in cases if not _young(c, settle, time.time() if now is None else now)]
+        cases = _group(source.parent, Walk(files=list(images_of(source) or (source,))), roles)
+    ready = [c for c in cases if not young(c, settle, time.time() if now is None else now)]
     return Found(cases=tuple(ready), waiting=len(cases) - len(ready), notes=tuple(notes))
+
+
+def cases_of(files: Sequence[Path], roles: Sequence[str], *, output: Path) -> list[Case]:
+    """The one case that `files` are, in the order of `roles`; or every case of a folder or zip given alone.
+
+    Raises ConfigError when the number of files does not fit or the folder holds no case.
+    """
+    if len(files) == 1 and (files[0].is_dir() or images_of(files[0]) != (files[0],)):
+        found = list(find(files[0], roles, output=output, settle=0).cases)
+        if not found:
+            raise ConfigError(f"{files[0]}: holds no image that a reader knows")
+        return found
+    if len(files) != len(roles):
+        raise ConfigError(f"{len(files)} files given, the bundle wants {len(roles)}: {', '.join(roles)}")
+    return [Case(id=safe_id(stem_of(files[0])), files=dict(zip(roles, files, strict=True)))]
 
 
 def require_apart(source: Path, output: Path) -> None:
@@ -108,13 +124,13 @@ def _told(seen: Walk) -> list[str]:
 
 
 def _group(root: Path, seen: Walk, roles: Sequence[str]) -> list[Case]:
-    """Files to cases, ids made unique; a closed folder stands as a case of its own, to be set aside as `permission`."""
+    """Images to cases, ids made unique; a closed folder stands as a case of its own, set aside as `permission`."""
     groups: dict[tuple[str, str], dict[str, Path]] = {}
     for path in seen.files:
-        suffix = suffix_of(path) or path.suffix
-        stem = path.relative_to(root).as_posix()[: -len(suffix) or None]
-        stem, role = _role(stem, roles)
-        groups.setdefault((stem, path.name[-len(suffix) :]), {})[role] = path
+        name = path.relative_to(root).as_posix() if path != root else root.resolve().name
+        suffix = suffix_of(path) or (path.suffix if path.is_file() or path.is_symlink() else "")
+        stem, role = _role(name[: -len(suffix) or None], roles)
+        groups.setdefault((stem, name[-len(suffix) :] if suffix else "/"), {})[role] = path
     for folder in seen.closed:
         groups[(folder.relative_to(root).as_posix(), "/")] = {roles[0]: folder}
     names = {place: safe_id(place[0]).strip("._-") or "case" for place in groups}
@@ -137,14 +153,14 @@ def _role(stem: str, roles: Sequence[str]) -> tuple[str, str]:
     return match[1], roles[number] if number < len(roles) else f"channel_{number:04d}"
 
 
-def _young(case: Case, settle: float, now: float) -> bool:
+def young(case: Case, settle: float, now: float, parts: Parts = parts_of) -> bool:
     """Whether any file was changed in the last `settle` seconds; a time in the future counts as settled."""
     for path in case.files.values():
         try:
-            status = path.stat()
+            states = [part.stat() for part in parts(path)]
         except OSError:
             continue
-        if any(0 <= now - moment < settle for moment in (status.st_mtime, status.st_ctime)):
+        if any(0 <= now - moment < settle for s in states for moment in (s.st_mtime, s.st_ctime)):
             return True
     return False
 
@@ -158,18 +174,23 @@ def due(
     retry: str | None = None,
     verify: bool = False,
     reprocess: bool = False,
+    mode: str = "windows",
+    parts: Parts = parts_of,
     progress: Callable[[], None] | None = None,
 ) -> Plan:
     """Sorts cases into due, done, set aside and outdated (finished with an older bundle of the same name).
 
     `retry` (a reason code or "all") makes set-aside cases due again, `reprocess` outdated ones; `verify` reads every
-    input and output instead of trusting sizes and times. `progress()` is called after each case.
+    input and output instead of trusting sizes and times; `mode` of inference is part of what is due. `progress()` is
+    called after each case.
     """
     require_code(retry)
     older = older_folders(bundle, output)
     places: dict[str, list[Item]] = {"due": [], "done": [], "set_aside": [], "outdated": []}
     for case in cases:
-        place, item = _place(identify(case, bundle, index, verify), bundle, output, retry, verify, older)
+        with index.together():
+            known = identify(case, bundle, index, verify, mode, parts)
+        place, item = _place(known, bundle, output, retry, verify, older)
         places["due" if place == "outdated" and reprocess else place].append(item)
         if progress:
             progress()
@@ -182,19 +203,26 @@ def require_code(retry: str | None) -> None:
         raise ConfigError(f"--retry {retry}: unknown code; known: all, {', '.join(REASON_CODES)}")
 
 
-def identify(case: Case, bundle: Bundle, index: Index, verify: bool = False) -> Item:
+def identify(
+    case: Case,
+    bundle: Bundle,
+    index: Index,
+    verify: bool = False,
+    mode: str = "windows",
+    parts: Parts = parts_of,
+) -> Item:
     """Key and contents of a case; a file that cannot be read is the item's fault, part of its key while it lasts."""
     contents: dict[str, str] = {}
     fault = None
     for role in bundle.preprocessing.roles:
         if role in case.files:
             try:
-                contents[role] = content_hash(case.files[role], lambda p: index.hash(p, reread=verify))
+                contents[role] = content_hash(case.files[role], lambda p: index.hash(p, reread=verify), parts)
             except OSError as error:
                 problem = _fault(case.files[role], error)
                 contents[role] = f"fault:{problem.code}"
                 fault = fault or problem
-    return Item(case=case, key=case_key(contents, bundle), contents=contents, fault=fault)
+    return Item(case=case, key=case_key(contents, bundle, mode), contents=contents, fault=fault)
 
 
 def _fault(path: Path, error: OSError) -> InputError:
@@ -261,12 +289,12 @@ def set_aside_path(output: Path, bundle: Bundle, case: str) -> Path:
     return output / bundle.title / "set_aside" / f"{case}.json"
 
 
-def input_facts(item: Item) -> dict[str, dict[str, object]]:
+def input_facts(item: Item, parts: Parts = parts_of) -> dict[str, dict[str, object]]:
     """What a record says of a case's files: path, size (of all its parts) and hash, null where unknown."""
     facts: dict[str, dict[str, object]] = {}
     for role, path in item.case.files.items():
         try:
-            size: int | None = sum(part.stat().st_size for part in parts_of(path))
+            size: int | None = sum(part.stat().st_size for part in parts(path))
         except OSError:
             size = None
         known = item.contents.get(role, "fault:")

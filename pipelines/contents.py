@@ -1,4 +1,4 @@
-"""The contents of an image as one hash, whether it is one file or a header and its data file."""
+"""The contents of an image as one hash, whether it is one file, a header and its data file, or a series."""
 
 from __future__ import annotations
 
@@ -6,23 +6,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 from medmamba.files import hash_file, hash_json
-
-PAIR = (".hdr", ".img")
-
-
-def parts_of(path: Path) -> tuple[Path, ...]:
-    """The files that hold one image: itself, or both halves of a `.hdr` + `.img` pair (header first)."""
-    if path.suffix.lower() not in PAIR:
-        return (path,)
-    beside = path.with_suffix(".img" if path.suffix.lower() == ".hdr" else ".hdr")
-    if not beside.exists():
-        return (path,)
-    return (path, beside) if path.suffix.lower() == ".hdr" else (beside, path)
+from pipelines.formats import parts_of
 
 
-def content_hash(path: Path, hash_one: Callable[[Path], str] = hash_file) -> str:
-    """SHA-256 of a file; of a pair the hash of both hashes. `hash_one` may answer from an index."""
-    hashes = [hash_one(part) for part in parts_of(path)]
+def content_hash(
+    path: Path,
+    hash_one: Callable[[Path], str] = hash_file,
+    parts_of: Callable[[Path], tuple[Path, ...]] = parts_of,
+) -> str:
+    """SHA-256 of a file; of several parts the hash of their sorted hashes, so that names of slices do not matter; of
+    an image in an archive the hash of the archive and the image's name there. `hash_one` may answer from an index."""
+    parts = parts_of(path)
+    hashes = sorted(hash_one(part) for part in parts)
+    if len(parts) == 1 and parts[0] != path:
+        hashes.append(path.name)
     return hashes[0] if len(hashes) == 1 else hash_json(hashes)
 
 

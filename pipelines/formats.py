@@ -1,29 +1,66 @@
-"""The tables of readers joined: which file is opened by whom."""
+"""The tables of readers joined: which file is opened by whom, and which files hold one image."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from medmamba.errors import InputError
-from medmamba.formats.nifti import SUFFIXES, NiftiSource
+import numpy as np
 
-READERS = dict.fromkeys((*SUFFIXES, ".hdr", ".img"), NiftiSource)
+from medmamba.errors import InputError
+from medmamba.formats import FORMATS, Format
+from medmamba.grid import Grid
+from medmamba.source import FileSource, whole_labels
+
+READERS: dict[str, Format] = {suffix: reader for reader in FORMATS.values() for suffix in reader.suffixes}
+LONGEST_FIRST = sorted(READERS, key=len, reverse=True)
+KNOWING = tuple(reader for reader in FORMATS.values() if reader.knows)
 
 
 def suffix_of(path: Path) -> str | None:
     """The known suffix of a file (longest first, case ignored), or None."""
     name = path.name.lower()
-    return next((s for s in sorted(READERS, key=len, reverse=True) if name.endswith(s)), None)
+    return next((s for s in LONGEST_FIRST if name.endswith(s) and name != s), None)
 
 
-def open_source(path: Path) -> NiftiSource:
-    """A Source for `path`: grid at once, values lazily. Raises InputError("unsupported_format")."""
-    suffix = suffix_of(path)
-    if suffix is None:
-        raise InputError(
-            "unsupported_format", f"{path}: no reader for this suffix; known: {', '.join(sorted(READERS))}"
-        )
-    return READERS[suffix](path)
+def knows(path: Path) -> Format | None:
+    """The format that knows a file by its first bytes, whatever its name."""
+    return next((reader for reader in KNOWING if reader.knows and reader.knows(path)), None)
+
+
+def reader_of(path: Path) -> Format | None:
+    """By suffix, else by the first bytes; a folder is read by whoever knows one of the files in it."""
+    return (None if path.is_dir() else READERS.get(suffix_of(path) or "")) or knows(path)
+
+
+def open_source(path: Path) -> FileSource:
+    """A Source for `path`: grid at once, values lazily. Raises InputError; `unsupported_format` names what is known."""
+    reader = reader_of(path)
+    if reader is None:
+        known = "; ".join(f"{r.title} ({', '.join(r.suffixes)})" for r in FORMATS.values())
+        what = "folder without a known image" if path.is_dir() else "file of a kind that no reader knows"
+        raise InputError("unsupported_format", f"{path}: a {what}; known: {known}")
+    return reader.open(path)
+
+
+def read_labels(path: Path) -> tuple[np.ndarray, Grid]:
+    """A whole label image (*space) int32 of any known format, and its grid. Raises InputError."""
+    source = open_source(path)
+    return whole_labels(source), source.grid
+
+
+def parts_of(path: Path) -> tuple[Path, ...]:
+    """All files that hold the image `path`: itself, the halves of a pair, the slices of a series."""
+    reader = reader_of(path)
+    return reader.parts(path) if reader else (path,)
+
+
+def images_of(path: Path) -> tuple[Path, ...]:
+    """The images in a folder or archive, each by an address that `open_source` takes; a file is one image itself."""
+    reader = reader_of(path)
+    try:
+        return reader.images(path) if reader else (path,)
+    except OSError:
+        return (path,)  # opening it says why
 
 
 def stem_of(path: Path) -> str:

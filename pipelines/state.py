@@ -131,6 +131,13 @@ class Index:
         self._base.execute("insert or replace into files values (?, ?, ?, ?, ?)", (name, *seen, value))
         return value
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is hashed inside reaches the disk in one write: a series has hundreds of files."""
+        with self._base:
+            self._base.execute("begin")
+            yield
+
     def tracked(self, title: str, case: str) -> str | None:
         """The stamp under which a case's report was given to tracking."""
         row = self._base.execute("select stamp from tracked where title = ? and id = ?", (title, case)).fetchone()

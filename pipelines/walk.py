@@ -1,4 +1,4 @@
-"""The image files below a folder: links, loops, closed folders and our own products told apart."""
+"""The images below a folder, files or series: links, loops, closed folders and our own products told apart."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.formats import suffix_of
+from pipelines.formats import READERS, images_of, knows, suffix_of
 from pipelines.state import STATE
 from pipelines.tasks.segmentation import SUFFIX
 
 
 @dataclass
 class Walk:
-    """`files` images (dead links too), `closed` folders that may not be listed; the rest are counts for the summary."""
+    """`files` images (dead links too, and folders that are one image, a series of slices), `closed` folders that may
+    not be listed; the rest are counts for the summary."""
 
     files: list[Path] = field(default_factory=list)
     closed: list[Path] = field(default_factory=list)
@@ -64,9 +65,12 @@ def _enter(
         return
     except FileNotFoundError:
         return
+    series = False
     for entry in entries:
         path = folder / entry.name
-        if _is_folder(entry):
+        if _is_slice(path, entry, series):
+            series = True
+        elif _is_folder(entry):
             if entry.name.startswith("."):
                 continue
             if entry.is_symlink() and not follow:
@@ -75,6 +79,8 @@ def _enter(
                 _enter(path, found, barred=barred, follow=follow, above=(*above, here))
         else:
             _take(path, entry, found)
+    if series:
+        _add(folder, found)
 
 
 def _take(path: Path, entry: os.DirEntry[str], found: Walk) -> None:
@@ -87,7 +93,26 @@ def _take(path: Path, entry: os.DirEntry[str], found: Walk) -> None:
     elif path.suffix.lower() == ".img" and path.with_suffix(".hdr").exists():
         pass  # the second half of a pair; its header stands for both
     else:
-        found.files.append(path)
+        _add(path, found)
+
+
+def _add(path: Path, found: Walk) -> None:
+    """The images in a file, archive or folder of slices; one that holds none counts as another kind."""
+    images = images_of(path)
+    found.files.extend(images)
+    found.ignored += not images
+
+
+def _is_slice(path: Path, entry: os.DirEntry[str], series: bool) -> bool:
+    """Whether a file belongs to a series: known by its first bytes, or any file without a known suffix beside one that
+    is (so that a series of thousands is not opened file by file)."""
+    reader = READERS.get(suffix_of(path) or "")
+    if entry.name.startswith(".") or (reader and not reader.knows) or not path.is_file():
+        return False
+    try:
+        return series or knows(path) is not None
+    except OSError:
+        return False
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -7,33 +7,36 @@ scratch file (its check sum verified on the way). Labels go out under the input'
 from __future__ import annotations
 
 import gzip
+import io
 import json
-import os
-import tempfile
-import zlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
 from nibabel.arrayproxy import ArrayProxy
-from nibabel.filebasedimages import ImageFileError
+from nibabel.brikhead import AFNIImageError
 from nibabel.nifti1 import Nifti1Extension
-from nibabel.spatialimages import HeaderDataError
+from nibabel.parrec import PARRECError
+from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 
 from medmamba.errors import GeometryError, InputError
 from medmamba.files import atomic_write
+from medmamba.formats.mapped import Mapped
+from medmamba.formats.opening import file_grid, file_shape, one_line, require_file, require_size
 from medmamba.grid import RAS, Grid
 from medmamba.sample import Image
+from medmamba.source import Source, whole_labels
 from medmamba.windows import Window
 
-SUFFIXES = (".nii", ".nii.gz")
+SUFFIXES = (".nii", ".nii.gz")  # what we write; a pair (.hdr + .img) is read too
 GEOMETRY_FIELDS = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"),
 )
-PIECE = 1 << 18
+UNITS = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3}  # in mm; a file that names none is taken as mm
 
 
 def find(folder: Path) -> list[Path]:
@@ -41,99 +44,106 @@ def find(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.name.lower().endswith(SUFFIXES) and p.is_file())
 
 
+def parts(path: Path) -> tuple[Path, ...]:
+    """The file itself, or both halves of a `.hdr` + `.img` pair, header first."""
+    if path.suffix.lower() not in (".hdr", ".img"):
+        return (path,)
+    halves = (path.with_suffix(".hdr"), path.with_suffix(".img"))
+    return halves if all(half.exists() for half in halves) else (path,)
+
+
 class NiftiSource:
     """A NIfTI file as a Source: (C, z, y, x), C the 4th file axis (1 for 3D), RAS+ mm, slope and intercept applied."""
+
+    notes: tuple[str, ...] = ()
 
     def __init__(self, path: Path) -> None:
         self.path = path
         image = open_nifti(path)
-        self.header, self._proxy = image.header, proxy(image)
-        shape = self.header.get_data_shape()
-        spatial = (*shape, 1, 1)[:3] if len(shape) < 3 else shape[:3]
-        extra = [n for n in shape[3:] if n != 1]
-        if len(extra) > 1:
-            raise InputError("wrong_channels", f"{path}: {len(shape)} dimensions {shape}; expected 3 or 4")
-        volumes = extra[0] if extra else 1
-        self.grid = _grid(path, self.header, spatial)
+        self.header = image.header
+        spatial, volumes = file_shape(path, self.header.get_data_shape())
+        self.grid = file_grid(path, spatial, self.header.get_best_affine(), mm=UNITS.get(_unit(self.header), 1.0))
         self.channels = tuple(f"{i}" for i in range(volumes))
-        self._slope, self._inter = float(self._proxy.slope), float(self._proxy.inter)
-        self._scaled = (self._slope, self._inter) != (1.0, 0.0)
-        stored = self.header.get_data_dtype()
-        if stored.kind not in "iuf":
-            raise InputError("unsupported_format", f"{path}: voxels of type {stored}; expected integers or floats")
-        self.dtype = np.dtype("float32") if self._scaled else stored.newbyteorder("=")
-        self._shape = (volumes, *spatial[::-1])
-        self._stored = stored
-        self._array: np.ndarray | None = None
+        self._voxels = mapped(path, proxy(image), (volumes, *self.grid.shape))
+        self.dtype = self._voxels.dtype
 
     def read(self, window: Window) -> Image:
         window.require_inside(self.grid.shape)
-        if self._array is None:
-            self._array = self._map()
-        values = np.array(self._array[(slice(None), *window.slices)])
-        if self._scaled:
-            values = (values.astype(np.float64) * self._slope + self._inter).astype(np.float32)
-        values = values.astype(self.dtype, copy=False)
-        return Image(values, self.grid.crop(window.start, window.size), self.channels)
+        return Image(self._voxels.read(window), self.grid.crop(window.start, window.size), self.channels)
 
     def close(self) -> None:
         """Lets the memory map and its scratch file go."""
-        self._array = None
-
-    def _map(self) -> np.ndarray:
-        data, offset = Path(self._proxy.file_like), int(self._proxy.offset)
-        if not _is_gzip(data):
-            return _memmap(data, self._stored, offset, self._shape)
-        expected = offset + int(np.prod(self._shape)) * self._stored.itemsize
-        with tempfile.TemporaryFile() as scratch:  # has no name: gone with the process, however that ends
-            _unpack(data, scratch, expected)
-            scratch.flush()
-            return np.memmap(scratch, dtype=self._stored, mode="r", offset=offset, shape=self._shape)
+        self._voxels.close()
 
 
 def open_nifti(path: Path) -> nib.Nifti1Pair:
     """A NIfTI-1/2 file with its header, no voxel read; checked against its size. Raises InputError with a code."""
-    if not path.exists():
-        raise InputError("missing_file", f"{path}: no such file; correct the manifest or bring it back")
-    if not os.access(path, os.R_OK):
-        raise InputError("permission", f"{path}: may not be read; give this user read permission")
-    if path.stat().st_size == 0:
-        raise InputError("corrupt_file", f"{path}: 0 bytes; copy it again")
-    if path.name.lower().endswith(".gz") and not _is_gzip(path):
-        raise InputError("corrupt_file", f"{path}: is named .gz but is not gzip; rename or copy it again")
+    image = load(path)
+    if not isinstance(image, nib.Nifti1Image | nib.Nifti1Pair):
+        raise InputError("unsupported_format", f"{path}: a {type(image).__name__}; expected NIfTI (.nii, .nii.gz)")
+    file_shape(path, image.header.get_data_shape())
+    require_proxy_size(path, image)
+    return image
+
+
+def load(path: Path) -> nib.filebasedimages.FileBasedImage:
+    """What nibabel makes of a file, no voxel read. Raises InputError with a code."""
+    require_file(path)
     try:
-        image = nib.load(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # nibabel leaves an MGH file open
+            return nib.load(path)
     except FileNotFoundError as error:
         raise InputError(
             "missing_file", f"{path}: its data file is missing ({error.filename}); bring the pair back"
         ) from None
-    except (ImageFileError, HeaderDataError, EOFError, OSError, zlib.error, ValueError) as error:
-        raise InputError("corrupt_file", f"{path}: not readable as NIfTI ({_line(error)}); copy it again") from None
-    if not isinstance(image, nib.Nifti1Image | nib.Nifti1Pair):
-        raise InputError("unsupported_format", f"{path}: a {type(image).__name__}; expected NIfTI (.nii, .nii.gz)")
-    shape = image.header.get_data_shape()
-    if not shape or min(shape) < 1:
-        raise InputError("bad_header", f"{path}: dimensions {shape}; every one must be at least 1")
-    _check_size(path, image)
-    return image
+    except AFNIImageError as error:
+        raise InputError("unsupported_format", f"{path}: {one_line(error)} Split it into one file a type") from None
+    except (HeaderDataError, HeaderTypeError, PARRECError) as error:
+        raise InputError("bad_header", f"{path}: {one_line(error)}; repair the header or export it again") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # what a parser raises on hostile bytes is no closed list
+        raise InputError("corrupt_file", f"{path}: not readable ({one_line(error)}); copy it again") from None
 
 
-def proxy(image: nib.Nifti1Pair) -> ArrayProxy:
+def require_proxy_size(path: Path, image: nib.spatialimages.SpatialImage) -> None:
+    """The data file must be able to hold what the header claims."""
+    found = proxy(image)
+    voxels = int(np.prod(found.shape, dtype=object))
+    require_size(path, Path(found.file_like), int(found.offset) + voxels * found.dtype.itemsize)
+
+
+def mapped(path: Path, found: ArrayProxy, shape: tuple[int, ...], slope: float | np.ndarray | None = None) -> Mapped:
+    """The voxels that a nibabel proxy points to, as (C, z, y, x); `slope` in place of the proxy's own."""
+    return Mapped(
+        path=path,
+        data=Path(found.file_like),
+        stored=found.dtype,
+        offset=int(found.offset),
+        shape=shape,
+        slope=float(found.slope) if slope is None else slope,
+        inter=float(found.inter),
+    )
+
+
+def proxy(image: nib.spatialimages.SpatialImage) -> ArrayProxy:
     """Where the voxels lie: file, offset, slope and intercept (the loaded header has them reset)."""
     found = image.dataobj
     assert isinstance(found, ArrayProxy)
     return found
 
 
-def write_labels(path: Path, labels: np.ndarray, like: NiftiSource, *, names: Mapping[int, str] | None = None) -> None:
+def write_labels(path: Path, labels: np.ndarray, like: Source, *, names: Mapping[int, str] | None = None) -> None:
     """Labels (z, y, x) under the geometry of `like`; re-read and compared before the file gets its name.
 
-    Affines, sform/qform codes and units equal those of the input bit for bit; label names go in a header extension
-    (JSON). `.nii.gz` when `path` says so, the same bytes for the same labels.
+    Affines, sform/qform codes and units equal those of a NIfTI input bit for bit; for another format they hold its
+    grid. Label names go in a header extension (JSON). `.nii.gz` when `path` says so, same bytes for the same labels.
     """
     if labels.shape != like.grid.shape:
         raise GeometryError(f"{path}: labels of shape {labels.shape}, the input has {like.grid.shape}")
-    header = _label_header(like.header, labels, names)
+    source = like.header if isinstance(like, NiftiSource) else header_of(like.grid)
+    header = _label_header(source, labels, names)
     with atomic_write(path) as file:
         if path.name.endswith(".gz"):
             with gzip.GzipFile(fileobj=file, mode="wb", mtime=0, filename="", compresslevel=6) as packed:
@@ -141,17 +151,36 @@ def write_labels(path: Path, labels: np.ndarray, like: NiftiSource, *, names: Ma
         else:
             _write_volume(file, header, labels)
         file.flush()
-        _compare(Path(file.name), path, labels, header, like.header)
+        _compare(Path(file.name), path, labels, header, source)
+
+
+def label_bytes(labels: np.ndarray, grid: Grid) -> bytes:
+    """A `.nii.gz` of labels (z, y, x) on a grid (RAS+ mm), for places that are no files."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0, filename="", compresslevel=6) as packed:
+        _write_volume(packed, _label_header(header_of(grid), labels, None), labels)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def header_of(grid: Grid) -> nib.Nifti1Header:
+    """A header that says where a grid (RAS+ mm) lies: sform, and qform too when nothing is sheared."""
+    if grid.rank != 3 or grid.frame != RAS:
+        raise GeometryError(f"a NIfTI header holds a grid of rank 3 in {RAS}; got rank {grid.rank} in {grid.frame}")
+    header = nib.Nifti1Header()
+    header.set_data_shape(grid.shape[::-1])
+    affine = grid.affine[:, [2, 1, 0, 3]]
+    cosines = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    rigid = np.allclose(cosines.T @ cosines, np.eye(3), atol=1e-5)
+    header.set_qform(affine, code=1 if rigid else 0)
+    header.set_sform(affine, code=1)
+    header.set_xyzt_units("mm")
+    return header
 
 
 def read_labels(path: Path) -> tuple[np.ndarray, Grid]:
-    """A whole label volume (z, y, x) and its grid. Raises InputError when values are not whole numbers."""
+    """A whole NIfTI label volume (z, y, x) and its grid. Raises InputError when values are not whole numbers."""
     source = NiftiSource(path)
-    image = source.read(Window.whole(source.grid.shape)).array[0]
-    whole = np.rint(image)
-    if not np.array_equal(whole, image):
-        raise InputError("bad_header", f"{path}: label values such as {image[whole != image][0]} are not whole numbers")
-    return whole.astype(np.int32), source.grid
+    return whole_labels(source), source.grid
 
 
 def label_names(path: Path) -> dict[int, str]:
@@ -185,8 +214,7 @@ def _label_header(source: nib.Nifti1Header, labels: np.ndarray, names: Mapping[i
 
 def _write_volume(file: BinaryIO, header: nib.Nifti1Header, labels: np.ndarray) -> None:
     header.write_to(file)
-    if not header.extensions:
-        file.write(b"\0" * (int(header["vox_offset"]) - len(header.binaryblock)))
+    file.write(b"\0" * (int(header["vox_offset"]) - file.tell()))
     dtype = header.get_data_dtype()
     for plane in labels:
         file.write(np.ascontiguousarray(plane, dtype=dtype).tobytes())
@@ -196,6 +224,7 @@ def _compare(written: Path, path: Path, labels: np.ndarray, header: nib.Nifti1He
     opener = gzip.open if path.name.endswith(".gz") else open
     with opener(written, "rb") as file:
         again = type(header).from_fileobj(file)
+        file.seek(int(header["vox_offset"]))
         data = file.read()
     for name in GEOMETRY_FIELDS:
         if np.asarray(again[name]).tobytes() != np.asarray(source[name]).astype(again[name].dtype).tobytes():
@@ -206,68 +235,14 @@ def _compare(written: Path, path: Path, labels: np.ndarray, header: nib.Nifti1He
         raise InputError(
             "output_mismatch", f"{path}: pixdim {again['pixdim'][:4]} differs from the input {source['pixdim'][:4]}"
         )
-    voxels = np.frombuffer(data[-labels.size * header.get_data_dtype().itemsize :], dtype=header.get_data_dtype())
-    if not np.array_equal(voxels.reshape(labels.shape), labels):
+    voxels = np.frombuffer(data, dtype=header.get_data_dtype())
+    if voxels.size != labels.size or not np.array_equal(voxels.reshape(labels.shape), labels):
         raise InputError("output_mismatch", f"{path}: labels read back differ from those written; check the disk")
 
 
-def _grid(path: Path, header: nib.Nifti1Header, spatial: tuple[int, ...]) -> Grid:
-    affine = np.asarray(header.get_best_affine(), dtype=np.float64)[:, [2, 1, 0, 3]]
+def _unit(header: nib.Nifti1Header) -> str:
+    """The unit of length, "unknown" for a code that nobody defined."""
     try:
-        grid = Grid(tuple(spatial[::-1]), affine, RAS)
-    except GeometryError as error:
-        raise InputError("bad_geometry", f"{path}: {error}; repair the header") from None
-    if min(grid.spacing) <= 0 or min(grid.spacing) < 1e-6 * max(grid.spacing):
-        raise InputError("bad_geometry", f"{path}: spacing {grid.spacing} mm; repair the header")
-    return grid
-
-
-def _check_size(path: Path, image: nib.Nifti1Pair) -> None:
-    """The data file must hold what the header claims; a compressed one at least a 1032nd of it (deflate's limit)."""
-    data = Path(proxy(image).file_like)
-    if not data.exists():
-        raise InputError("missing_file", f"{path}: its data file {data.name} is missing; bring the pair back")
-    header = image.header
-    voxels = int(np.prod(header.get_data_shape(), dtype=object))
-    claimed = int(proxy(image).offset) + voxels * header.get_data_dtype().itemsize
-    present = data.stat().st_size * (1032 if _is_gzip(data) else 1)
-    if present < claimed:
-        raise InputError(
-            "corrupt_file", f"{path}: the header claims {claimed} bytes, the file can hold {present}; copy it again"
-        )
-
-
-def _memmap(path: Path, dtype: np.dtype, offset: int, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=shape)
-    except (ValueError, OSError) as error:
-        raise InputError(
-            "corrupt_file", f"{path}: fewer voxels than the header claims ({_line(error)}); copy it again"
-        ) from None
-
-
-def _unpack(path: Path, scratch: Any, expected: int) -> None:
-    """Decompresses into `scratch`; reads to the end so that the check sum is verified, writes no more than expected."""
-    written = 0
-    try:
-        with gzip.open(path, "rb") as packed:
-            while piece := packed.read(PIECE):
-                scratch.write(piece[: max(0, expected - written)])
-                written += len(piece)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(
-            "corrupt_file", f"{path}: damaged gzip after {written} bytes ({_line(error)}); copy it again"
-        ) from None
-    if written < expected:
-        raise InputError(
-            "corrupt_file", f"{path}: {written} bytes unpacked, the header claims {expected}; copy it again"
-        )
-
-
-def _is_gzip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"\x1f\x8b"
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        return str(header.get_xyzt_units()[0])
+    except KeyError:
+        return "unknown"
