@@ -141,8 +141,11 @@ class ScanParameters(nn.Module):
         )
         return y.reshape(batch, count, inner, length)
 
-    def scan_map(self, x: Tensor, directions: Sequence[Direction]) -> Tensor:
-        """(B, D, H, W) -> (B, D, H, W): the map scanned in each of the K directions in place, the results summed."""
+    def scan_map(self, x: Tensor, directions: Sequence[Direction] | Tensor) -> Tensor:
+        """(B, D, H, W) -> (B, D, H, W): the map scanned in each of the K directions in place, the results summed.
+
+        A table (K, L) of positions in visiting order serves as well as K directions.
+        """
         inner = x.shape[1]
         pixels = x.movedim(1, -1)
         projected = F.linear(pixels, self.x_proj_weight.flatten(0, 1)).unflatten(-1, (len(directions), -1))

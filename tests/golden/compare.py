@@ -18,7 +18,10 @@ NOISE = 3.0  # times what float32 does to our own result is allowed against numb
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What our code gives for a case: outputs under `out:`, gradients under `grad:` + `in:<name>` or parameter name."""
+    """What our code gives for a case: outputs under `out:`, gradients under `grad:` + `in:<name>` or parameter name.
+
+    Gradients of one scalar output alone lie under `grad:<output>:<input>`, as in the case.
+    """
 
     numbers: Numbers
     tolerance: Tolerance
@@ -69,12 +72,17 @@ def bounds(case: Case, adapter: Adapter, dtype: torch.dtype, result: Result) -> 
 def run(case: Case, adapter: Adapter, dtype: torch.dtype) -> Result:
     """Build, run forward and, where the case stores gradients, backward."""
     inputs = case.tensors("in", dtype)
+    of_outputs = {key: key.split(":")[1:] for key in case.arrays if key.startswith("grad:")}
+    of_outputs = {key: names for key, names in of_outputs.items() if names[0] not in ("in", "param")}
     wanted = set(case.group("grad:in")) | {name[3:] for name in case.gradnorms if name.startswith("in:")}
+    wanted |= {name for _, name in of_outputs.values()}
     for name in wanted & set(inputs):
         inputs[name].requires_grad_()
     built = adapter(case.stem, case.hparams, case.tensors("param", dtype), inputs)
     outputs = built.forward(inputs)
     numbers = {f"out:{name}": value.detach().cpu().numpy() for name, value in outputs.items()}
+    for key, (output, name) in of_outputs.items():
+        numbers[key] = gradient_of(outputs[output], inputs[name])
     if case.group("grad:in") or case.group("grad:param") or case.gradnorms:
         loss = total_loss(case, built, outputs)
         numbers |= gradients(built, inputs, loss)
@@ -93,6 +101,14 @@ def total_loss(case: Case, built: Built, outputs: Mapping[str, Tensor]) -> Tenso
     floating = (n for n, want in case.group("out").items() if np.issubdtype(want.dtype, np.floating))
     names = built.loss_outputs or tuple(n for n in floating if n != "loss_for_grad")
     return torch.stack([outputs[name].double().square().mean() for name in names]).sum()
+
+
+def gradient_of(output: Tensor, value: Tensor) -> np.ndarray:
+    """Of one scalar output; zero where it does not depend on the value."""
+    if not output.requires_grad:
+        return np.zeros(value.shape)
+    (found,) = torch.autograd.grad(output, value, retain_graph=True, allow_unused=True)
+    return np.zeros(value.shape) if found is None else found.cpu().numpy()
 
 
 def gradients(built: Built, inputs: Tensors, loss: Tensor) -> Numbers:
@@ -121,6 +137,7 @@ def compare_outputs(case: Case, result: Result, bound: Bounds) -> list[str]:
 def compare_gradients(case: Case, result: Result, bound: Bounds) -> list[str]:
     stored = {f"grad:in:{name}": value for name, value in case.group("grad:in").items()}
     stored |= {f"grad:{name}": value for name, value in case.group("grad:param").items()}
+    stored |= {key: case.arrays[key] for key in result.numbers if key.startswith("grad:") and key in case.arrays}
     highest = max((peak(value) for value in stored.values()), default=0.0)
     norms = {f"grad:{name}": np.float64(value) for name, value in case.gradnorms.items()}
     largest = max(map(float, norms.values()), default=0.0)

@@ -55,6 +55,16 @@ def test_a_wrong_gradient_norm_is_seen(case: Case) -> None:
     assert mismatches(changed(right, "gradnorm_values", values * 1.01), SYSTEMS["mamba_block"], torch.float64)
 
 
+def test_a_wrong_gradient_of_one_output_is_seen() -> None:
+    case = Case.load(CASES / "mambafcs" / "case_loss.npz")
+    key = "grad:sek_first:pred_t1"
+    assert not mismatches(case, SYSTEMS["mambafcs"], torch.float64)
+    lines = mismatches(changed(case, key, case.arrays[key] * 1.001), SYSTEMS["mambafcs"], torch.float64)
+    assert [line.partition(" ")[0] for line in lines] == [f"{key}:"]
+    stray = changed(case, "grad:sek_first:pred_cd", case.arrays["grad:total:pred_cd"])  # SeK does not depend on it
+    assert mismatches(stray, SYSTEMS["mambafcs"], torch.float64)
+
+
 def test_mean_square_cases_are_strict_too() -> None:
     case = Case.load(CASES / "mambaout" / "case_block.npz")
     assert not mismatches(case, SYSTEMS["mambaout"], torch.float64)

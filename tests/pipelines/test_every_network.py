@@ -67,6 +67,7 @@ SETTINGS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
         (1, 32, 32),
         {"widths": [4, 4, 8, 16], "blocks": [1, 1, 1, 1], "dim": 12, "depths": [1, 1, 1], "heads": 2},
     ),
+    "reversible_mbconv_unet": (VOLUME, {"widths": [4, 6], "depths": [1, 1], "expand": 2}),
     "segmamba": (
         (32, 32, 32),
         {"widths": [4, 6, 8, 8], "depths": [1, 1, 1, 1], "hidden": 8, "slices": [4, 4, 2, 2], "d_state": 2},

@@ -1,0 +1,21 @@
+"""Squeeze and excitation: channels weighed by what the whole map holds.
+
+Definition followed: Hu et al., "Squeeze-and-Excitation Networks" (2018).
+"""
+
+from torch import Tensor, nn
+
+
+class SqueezeExcite(nn.Module):
+    """Each channel of (B, C, H, W) times a sigmoid made from the means of all; C / `reduction` in between."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        hidden = max(channels // reduction, 1)
+        self.excitation = nn.Sequential(
+            nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels), nn.Sigmoid()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights: Tensor = self.excitation(x.mean(dim=(2, 3)))
+        return x * weights[..., None, None]
