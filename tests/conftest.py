@@ -6,6 +6,10 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+import torch
+
+torch.set_num_threads(1)  # sums in one order; and tiny tensors on a busy machine are many times quicker
+os.environ["OMP_NUM_THREADS"] = "1"  # the same for processes that tests start
 
 hypothesis.settings.register_profile("house", deadline=None, max_examples=40, derandomize=True)
 hypothesis.settings.load_profile("house")

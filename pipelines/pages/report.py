@@ -1,11 +1,13 @@
 """The page of one run: cases sorted by suspicion, their pictures, what was set aside, and where it all came from.
 
-One HTML file that opens offline: pictures inside, no script, no link to anywhere; every text from outside is escaped.
+One HTML file that opens offline: pictures and programs inside, no link to anywhere. Every text from outside is escaped,
+and the page allows no script but its own, by their hashes.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import math
 from collections.abc import Mapping
@@ -20,11 +22,13 @@ from PIL import Image as Picture
 from medmamba.errors import REASON_CODES
 from medmamba.files import write_bytes
 from medmamba.grid import Grid
+from pipelines.pages.view3d import labels_view, niivue_script
 from pipelines.report import Report
 
 PAGE = "report.html"
 LARGE, SMALL = (900, 82), (560, 72)  # width in pixels, JPEG quality
 LARGE_PICTURES, ALL_PICTURES = 100, 500  # the most suspicious cases get large pictures, later ones none
+VIEWS = 20  # the most suspicious cases get a 3D view
 ENOUGH_CASES = 5  # below this, volumes are not compared
 LEAST_SPREAD = 0.05  # of the volume: a run of near-equal volumes does not make every case an outlier
 NOTABLE, LARGEST_Z = 3.0, 10.0
@@ -38,6 +42,15 @@ ADVICE = {
     "permission": "Give the user that runs the batch the right to read the file.",
     "bad_header": "Repair the header or export the image again.",
     "bad_geometry": "Export the image again; its affine cannot be used.",
+    "missing_slice": "Fetch the series again; the message says which slice is missing.",
+    "duplicate_slice": "Remove the copies, or split the series.",
+    "uneven_slices": "Resample the series onto even slices and give it as NIfTI.",
+    "gantry_tilt": "Look at the positions in the headers; no gantry leans so far.",
+    "mixed_orientations": "Give the slices of one orientation as one series.",
+    "mixed_series": "Give one series a case: in a folder of its own, or by its SeriesInstanceUID.",
+    "localizer": "Take the localizer out of the series.",
+    "no_overlap": "Choose two scenes of the same place.",
+    "misregistered": "Register the two scenes onto each other first.",
     "grid_mismatch": "Resample the files of this case onto one grid.",
     "missing_channel": "Add the missing file, or use a bundle that does not need it.",
     "wrong_channels": "Give one 3D (or 2D) image per role, as the bundle wants.",
@@ -64,7 +77,11 @@ def write_report(folder: Path, reports: list[Report], set_aside: list[Report], t
     """Writes `report.html` into `folder`, where the pictures named in `reports[i].outputs` lie; returns its path."""
     suspicions = judge(reports)
     order = sorted(range(len(reports)), key=lambda i: (-suspicions[i].points, reports[i].case))
-    cards = [_card(folder, reports[i], suspicions[i], place) for place, i in enumerate(order)]
+    viewer = niivue_script()
+    views = VIEWS if viewer else 0
+    cards = [_card(folder, reports[i], suspicions[i], place, place < views) for place, i in enumerate(order)]
+    scripts = [viewer] if viewer and any(card["view"] for card in cards) else []
+    scripts.append((Path(__file__).parent / "page.js").read_text(encoding="utf-8"))
     labels = list(dict.fromkeys(row["name"] for card in cards for row in card["labels"]))
     page = (
         _environment()
@@ -75,6 +92,9 @@ def write_report(folder: Path, reports: list[Report], set_aside: list[Report], t
             labels=labels if len(labels) <= TABLE_LABELS else [],
             aside=[_aside(r) for r in sorted(set_aside, key=lambda r: (r.code or "", r.case))],
             provenance=provenance([*reports, *set_aside]),
+            viewer=viewer is not None,
+            scripts=scripts,
+            allowed=" ".join(f"'sha256-{sha256(script)}'" for script in scripts),
             pictures=ALL_PICTURES,
             enough=ENOUGH_CASES,
             points={"empty": EMPTY_POINTS, "absent": ABSENT_POINTS, "border": BORDER_POINTS, "warning": WARNING_POINTS},
@@ -179,14 +199,22 @@ def picture_uri(path: Path, width: int, quality: int) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _card(folder: Path, report: Report, suspicion: Suspicion, place: int) -> dict[str, Any]:
+def sha256(script: str) -> str:
+    """As a content security policy wants it."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _card(folder: Path, report: Report, suspicion: Suspicion, place: int, with_view: bool) -> dict[str, Any]:
     picture = None
     if place < ALL_PICTURES:
         width, quality = LARGE if place < LARGE_PICTURES else SMALL
         names = [Path(n).name for n in report.outputs if n.endswith(".png")]
         picture = picture_uri(folder / names[0], width, quality) if names else None
+    names_of = {int(value): str(row["name"]) for value, row in _labels(report).items()}
+    labels = [folder / Path(n).name for n in report.outputs if n.endswith(".nii.gz")]
     return {
         "case": report.case,
+        "view": labels_view(labels[0], names_of) if with_view and labels else None,
         "anchor": f"case{place + 1}",
         "points": f"{suspicion.points:.1f}",
         "high": suspicion.points >= NOTABLE,
@@ -208,7 +236,8 @@ def _label_row(row: Mapping[str, Any]) -> dict[str, str]:
     mean, std = row.get("intensity_mean"), row.get("intensity_std")
     intensity = "–" if mean is None or std is None else f"{mean:.4g} ± {std:.3g}"
     volume = f"{row['volume_ml']:.4g}" + (" ≥" if row["truncated"] else "")
-    return {"name": str(row["name"]), "volume": volume, "voxels": f"{row['voxels']}", "intensity": intensity}
+    z = f"{row['volume_z']:+.1f}" if row.get("volume_z") is not None else "–"
+    return {"name": str(row["name"]), "volume": volume, "z": z, "voxels": f"{row['voxels']}", "intensity": intensity}
 
 
 def _aside(report: Report) -> dict[str, Any]:
