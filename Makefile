@@ -5,7 +5,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: venv demo test test-slow lint bench clean
+.PHONY: venv demo test test-slow lint bench bench-gpu clean
 
 venv: .venv/ready
 
@@ -14,6 +14,7 @@ venv: .venv/ready
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -c 'from medmamba.ops.backend import native_isa; print("scan kernel:", *native_isa())'
 	touch $@
 
 demo: venv
@@ -32,6 +33,9 @@ lint: venv
 
 bench: venv
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+bench-gpu: venv
+	$(BIN)/python benchmarks/scan_gpu.py
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -6,26 +6,31 @@ that a night with nothing new starts neither Prefect nor MLflow.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flows.progress import progress
 from flows.settings import prepare_environment
 from flows.work import Work
 from medmamba.bundle import Bundle
 from medmamba.errors import ConfigError, MedMambaError
-from pipelines.archive import Found, Plan, due, find, require_apart, require_code
+from pipelines.archive import Found, Plan, due, require_apart, require_code
 from pipelines.budget import machine_bytes, parse_bytes
+from pipelines.contents import printable
+from pipelines.dicom_out import require_seg_kind
+from pipelines.domains import domain_of
+from pipelines.layouts.bids import describe
 from pipelines.pages.report import write_report
-from pipelines.predict import Predictor
+from pipelines.predict import Predictor, require_mode
 from pipelines.process import Workplace, clear_record
 from pipelines.report import Report, now
 from pipelines.state import STATE, Index, end_attempt, lock, sweep
+from pipelines.tasks import build_task
 from pipelines.tracking import Resolved, end_run, log_reports, pseudonym_key, resolve, stamp, start_run, untracked
 
 if TYPE_CHECKING:
@@ -55,6 +60,8 @@ class Settings:
     reprocess: bool = False
     settle: float = 60.0
     follow: bool = False
+    dicom_seg: str = "labelmap"
+    mode: str = "windows"
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.batch < 1 or self.settle < 0:
@@ -62,6 +69,8 @@ class Settings:
                 f"--workers {self.workers}, --batch {self.batch}: at least 1; --settle {self.settle}: at least 0"
             )
         require_code(self.retry)
+        require_seg_kind(self.dicom_seg)
+        require_mode(self.mode)
         if self.ram is not None:
             parse_bytes(self.ram)
 
@@ -102,8 +111,9 @@ def _run(settings: Settings, resolved: Resolved, index: Index, runner: Runner, e
     if plan.due:
         run = _begin_tracking(settings, resolved, echo)
         work = prepare(settings, resolved, plan, run)
-        with progress_bar("cases", len(plan.due)) as advance:
-            work.tell = lambda _: advance()
+        with progress("cases") as update:
+            told_of = count(1)
+            work.tell = lambda _: update(next(told_of), len(plan.due))
             runner(work, settings.workers)
         fresh, missing = list(work.reports.values()), len(plan.due) - len(work.reports)
     reports = [i.report for i in (*plan.done, *plan.set_aside) if i.report] + fresh
@@ -116,6 +126,9 @@ def _run(settings: Settings, resolved: Resolved, index: Index, runner: Runner, e
     if fresh:
         shown = reports if len(reports) <= PAGE_CASES else fresh
         done = sorted((r for r in shown if r.status == "done"), key=lambda r: r.case)
+        task = build_task(bundle.task)
+        if task.domain == "volumes":
+            describe(folder, bundle=bundle.title, source=printable(settings.input), names=task.written_names)
         page = write_report(folder, done, [r for r in aside if r in shown], bundle.title)
         good = sum(r.status == "done" for r in fresh)
         echo(f"{good} done, {len(fresh) - good} set aside in {time.monotonic() - began:.0f} s; page: {page}")
@@ -131,8 +144,9 @@ def _run(settings: Settings, resolved: Resolved, index: Index, runner: Runner, e
 def look(settings: Settings, bundle: Bundle, index: Index) -> tuple[Found, Plan]:
     """What there is and what of it is due; forgets what a process that died left behind it."""
     roles = bundle.preprocessing.roles
-    found = find(settings.input, roles, output=settings.output, settle=settings.settle, follow=settings.follow)
-    with progress_bar("reading the archive", len(found.cases)) as advance:
+    domain = domain_of(bundle.task)
+    found = domain.find(settings.input, roles, output=settings.output, settle=settings.settle, follow=settings.follow)
+    with progress("reading the archive") as update:
         plan = due(
             found.cases,
             bundle,
@@ -141,7 +155,9 @@ def look(settings: Settings, bundle: Bundle, index: Index) -> tuple[Found, Plan]
             retry=settings.retry,
             verify=settings.verify,
             reprocess=settings.reprocess,
-            progress=advance,
+            mode=settings.mode,
+            parts=domain.parts,
+            progress=update,
         )
     for item in (*plan.done, *plan.set_aside):
         end_attempt(settings.output, bundle.title, item.case.id)
@@ -172,7 +188,14 @@ def prepare(settings: Settings, resolved: Resolved, plan: Plan, run: Run | None)
         "batch_started": now(),
     }
     try:
-        predictor = Predictor.load(resolved.bundle, device=settings.device, batch=settings.batch, run=notes)
+        predictor = Predictor.load(
+            resolved.bundle,
+            device=settings.device,
+            batch=settings.batch,
+            mode=settings.mode,
+            run=notes,
+            dicom_seg=settings.dicom_seg,
+        )
         predictor.network.to(predictor.device)
     except (RuntimeError, AssertionError) as error:
         line = str(error).partition("\n")[0]
@@ -181,7 +204,9 @@ def prepare(settings: Settings, resolved: Resolved, plan: Plan, run: Run | None)
 
 
 def _begin_tracking(settings: Settings, resolved: Resolved, echo: Echo) -> Run | None:
-    asked = {n: getattr(settings, n) for n in ("device", "batch", "workers", "ram", "retry", "verify", "reprocess")}
+    asked = {
+        n: getattr(settings, n) for n in ("device", "batch", "mode", "workers", "ram", "retry", "verify", "reprocess")
+    }
     if resolved.model:
         asked |= {"model": resolved.model, "model_version": resolved.version}
     try:
@@ -203,28 +228,3 @@ def _track(run: Run, new: Sequence[Report], title: str, settings: Settings, inde
 
 def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0][:200]}"
-
-
-@contextmanager
-def progress_bar(title: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on stderr when that is a terminal; the function given moves it by one."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty() or total == 0) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda: bar.advance(task)

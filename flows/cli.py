@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from flows.config_file import ConfigOption
+from flows.progress import progress
 from flows.settings import prepare_environment
 
 app = typer.Typer(
@@ -23,40 +26,60 @@ BundleOption = Annotated[str, typer.Option(help="Folder of a bundle, or models:/
 OutputOption = Annotated[Path, typer.Option(help="Folder for all products.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Windows shown to the network at once.")]
+ModeOption = Annotated[
+    str, typer.Option(help="windows: overlapping, blended; stream: the whole image in one piece, slab by slab.")
+]
+SegOption = Annotated[
+    str, typer.Option(help="DICOM segmentation of cases from DICOM: labelmap, binary (older viewers), none.")
+]
 
 
 @app.command()
 def predict(
-    files: Annotated[list[Path], typer.Argument(help="The files of one case, in the order of the bundle's channels.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(help="The files or DICOM folders of one case, in the bundle's order; or one folder of cases."),
+    ],
     bundle: BundleOption,
     output: OutputOption,
     device: DeviceOption = "auto",
     batch_size: BatchOption = 1,
+    mode: ModeOption = "windows",
+    dicom_seg: SegOption = "labelmap",
+    config: ConfigOption = None,
 ) -> None:
-    """Segment one case: labels on its own grid, a picture and a report."""
+    """Segment one case, or each of a folder: labels on its own grid, a picture, a report; for DICOM a DICOM SEG too."""
     from flows.gpu import gpu_lock
-    from pipelines.case import Case, safe_id
-    from pipelines.formats import stem_of
-    from pipelines.predict import Predictor, product_path
-    from pipelines.predict import predict as run_case
+    from medmamba.errors import InputError
+    from pipelines.domains import domain_of
+    from pipelines.predict import Predictor
     from pipelines.state import STATE
     from pipelines.tracking import resolve
 
     resolved = resolve(bundle, output / STATE / "models")
-    predictor = Predictor.load(resolved.bundle, device=device, batch=batch_size)
-    roles = predictor.bundle.preprocessing.roles
-    if len(files) != len(roles):
-        raise typer.BadParameter(f"{len(files)} files given, the bundle wants {len(roles)}: {', '.join(roles)}")
-    case = Case(id=safe_id(stem_of(files[0])), files=dict(zip(roles, files, strict=True)))
-    with gpu_lock(str(predictor.device)):
-        report = run_case(predictor, case, output, progress=progress_bar(case.id))
-    for row in report.numbers["labels"].values():
-        typer.echo(
-            f"{row['name']:<24} {row['volume_ml']:>12.3f} ml{'  (cut by the border)' if row['truncated'] else ''}"
-        )
-    for warning in report.warnings:
-        typer.echo(f"warning: {warning}")
-    typer.echo(product_path(output, predictor.bundle, case.id, ".nii.gz"))
+    predictor = Predictor.load(resolved.bundle, device=device, batch=batch_size, mode=mode, dicom_seg=dicom_seg)
+    domain = domain_of(predictor.bundle.task)
+    cases = domain.cases_of(files, predictor.bundle.preprocessing.roles, output=output)
+    refused = 0
+    for case in cases:
+        try:
+            with gpu_lock(str(predictor.device)), progress(case.id) as update:
+                report = domain.predict(predictor, case, output, update)
+        except InputError as error:
+            if len(cases) == 1:
+                raise
+            refused += 1
+            typer.echo(f"{case.id}: {error.code}: {error}", err=True)
+            continue
+        for line in domain.lines(report):
+            typer.echo(line)
+        for warning in report.warnings:
+            typer.echo(f"warning: {warning}")
+        for name in report.outputs:
+            if not name.endswith(".png"):
+                typer.echo(output / predictor.bundle.title / name)
+    if refused:
+        raise typer.Exit(3)
 
 
 @app.command()
@@ -73,6 +96,9 @@ def batch(
     reprocess: Annotated[bool, typer.Option("--reprocess", help="Redo cases finished with an older bundle.")] = False,
     settle: Annotated[float, typer.Option(min=0, help="Files younger than this many seconds wait.")] = 60.0,
     follow: Annotated[bool, typer.Option("--follow", help="Follow links to folders.")] = False,
+    mode: ModeOption = "windows",
+    dicom_seg: SegOption = "labelmap",
+    config: ConfigOption = None,
 ) -> None:
     """Segment what is due in an archive. Exit code 0: all well; 1: broken set-up; 3: cases stand set aside."""
     from flows.batch import run_batch
@@ -90,6 +116,8 @@ def batch(
         reprocess=reprocess,
         settle=settle,
         follow=follow,
+        mode=mode,
+        dicom_seg=dicom_seg,
         echo=typer.echo,
     )
     raise typer.Exit(code)
@@ -102,17 +130,39 @@ def train(
     register: Annotated[str | None, typer.Option(help="Register the bundle in MLflow under this name.")] = None,
     alias: Annotated[str | None, typer.Option(help="Alias for the registered version, for example champion.")] = None,
 ) -> None:
-    """Train a network on a labelled cohort; ends with a bundle."""
+    """Train a network on a labelled cohort; ends with a bundle.
+
+    On several GPUs: torchrun --nproc-per-node N --no-python medmamba train RUN.toml
+    """
     from pipelines.config import TrainRun
+    from pipelines.parallel import is_first
     from pipelines.tracking import register_model, track_training
     from pipelines.train import train as run_training
 
     settings = TrainRun.load(run)
-    with track_training(settings.name, {"run_file": run, "network": settings.network}) as log:
-        bundle = run_training(settings, resume=resume, log=log, progress=progress_bar(settings.name))
+    tracked = track_training(settings.name, {"run_file": run, "network": settings.network})
+    with tracked if is_first() else nullcontext() as log, progress(settings.name) as update:
+        bundle = run_training(settings, resume=resume, log=log, progress=update)
+    if not is_first():
+        return
     typer.echo(f"bundle {bundle.title}: {bundle.folder}")
     if register:
         typer.echo(f"registered as {register} version {register_model(bundle, register, alias)}")
+
+
+@app.command("import-weights")
+def import_weights(
+    network: Annotated[str, typer.Argument(help="Name of a network, for example umamba.")],
+    file: Annotated[Path, typer.Argument(help="Published weights: safetensors, or a torch file of plain tensors.")],
+    contract: Annotated[Path, typer.Option(help="TOML: name, labels, [network] and [preprocessing] as in a run file.")],
+    output: Annotated[Path, typer.Option(help="Folder of the bundle.")],
+) -> None:
+    """Make a bundle of published weights and the contract with the data that they were trained under."""
+    from pipelines.config import Contract
+    from pipelines.weights import import_weights as make_bundle
+
+    bundle = make_bundle(Contract.load(contract, architecture=network), file, output)
+    typer.echo(f"bundle {bundle.title}: {bundle.folder}")
 
 
 @app.command()
@@ -120,12 +170,84 @@ def evaluate(
     reference: Annotated[Path, typer.Argument(help="Folder of label files, or a manifest.")],
     prediction: Annotated[Path, typer.Argument(help="Folder of predicted label files (same ids).")],
     output: OutputOption,
+    ignore_label: Annotated[int | None, typer.Option(help="Value in the reference that is not scored.")] = None,
+    config: ConfigOption = None,
 ) -> None:
     """Dice, NSD and HD95 (mm) of predictions against a reference, with intervals; JSON and CSV."""
     from pipelines.evaluate import evaluate as score
     from pipelines.evaluate import format_table
 
-    typer.echo(format_table(score(reference, prediction, output=output)))
+    typer.echo(format_table(score(reference, prediction, ignore=ignore_label, output=output)))
+
+
+@app.command()
+def plan(
+    source: Annotated[Path, typer.Argument(help="A labelled table or data set; with --bundle what a batch would get.")],
+    output: Annotated[Path, typer.Option(help="Folder for the run file; with --bundle the batch's output.")],
+    bundle: Annotated[str | None, typer.Option(help="Dry run: what a batch with this bundle would meet.")] = None,
+    ram: Annotated[str | None, typer.Option(help="Memory that may be used, for example 8G.")] = None,
+    architecture: Annotated[str, typer.Option(help="The network to plan for.")] = "mamba_unet",
+    folds: Annotated[int, typer.Option(min=2, help="Cross-validation folds, whole patients in each.")] = 5,
+    fold: Annotated[int, typer.Option(min=0, help="The fold that this run holds out.")] = 0,
+    config: ConfigOption = None,
+) -> None:
+    """A cohort's fingerprint and the run file that follows from it; with --bundle a dry run that loads no weights."""
+    from pipelines.budget import machine_bytes, parse_bytes
+
+    memory = machine_bytes() if ram is None else parse_bytes(ram)
+    if bundle is None:
+        from pipelines.plan import describe as told
+        from pipelines.plan import plan_cohort
+
+        with progress(source.name) as update:
+            made = plan_cohort(
+                source, output, architecture=architecture, memory=memory, folds=folds, fold=fold, progress=update
+            )
+        typer.echo("\n".join([*told(made), f"medmamba train {output / 'run.toml'}"]))
+        return
+    from pipelines.archive import find
+    from pipelines.forecast import describe, forecast
+    from pipelines.state import STATE
+    from pipelines.tracking import resolve
+
+    served = resolve(bundle, output / STATE / "models").bundle
+    found = find(source, served.preprocessing.roles, output=output, settle=0)
+    with progress(source.name) as update:
+        lines = describe(forecast(found.cases, served, output, memory=memory, progress=update))
+    typer.echo("\n".join([*lines, *found.notes]))
+
+
+@app.command()
+def check(
+    dataset: Annotated[Path, typer.Argument(help="A labelled table or data set, or a change data set's folder.")],
+    layout: Annotated[
+        str | None, typer.Option(help="Name of its layout; recognised by its folders unless given.")
+    ] = None,
+    order: Annotated[str | None, typer.Option(help="Order of its class ids: mambacd, open_cd, landsat_scd.")] = None,
+) -> None:
+    """Every fault of a data set: a table, nnU-Net, BIDS, a MONAI list; or a change data set (LEVIR-CD, SECOND,
+    Landsat-SCD, MambaCD). Exit code 1 with any fault."""
+    from pipelines.manifest import layout_of
+
+    if layout is None and order is None and (dataset.is_file() or layout_of(dataset)):
+        from pipelines.check import check_dataset
+
+        with progress(dataset.name) as update:
+            cases, faults = check_dataset(dataset, progress=update)
+        typer.echo("\n".join([*faults, f"{cases} cases, {len(faults)} faults"]))
+        raise typer.Exit(1 if faults else 0)
+    from pipelines.layouts.change import read_layout
+    from pipelines.layouts.change_check import check as find_faults
+
+    found = read_layout(dataset, layout=layout, order=order)
+    typer.echo(found.describe())
+    with progress(dataset.name) as update:
+        findings = find_faults(found, progress=update)
+    for finding in findings:
+        typer.echo(finding.describe())
+    if any(finding.fault for finding in findings):
+        raise typer.Exit(1)
+    typer.echo("no fault found")
 
 
 @models.command("list")
@@ -150,29 +272,13 @@ def doctor() -> None:
 
 
 @app.command()
-def demo(folder: Annotated[Path, typer.Option(help="Where the demo lives.")] = Path("demo")) -> None:
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the demo lives.")] = Path("demo"), config: ConfigOption = None
+) -> None:
     """The main job from end to end on a cohort made from a real brain: train, register, batch, evaluate."""
     from flows.demo import run_demo
 
     raise typer.Exit(run_demo(folder, typer.echo))
-
-
-def progress_bar(title: str) -> Any:
-    """A function (done, all) that draws a bar on a terminal, and nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    bar = Progress(console=Console(stderr=True), transient=True, disable=not Console(stderr=True).is_terminal)
-    task = bar.add_task(title, total=None)
-
-    def update(done: int, total: int) -> None:
-        if not bar.live.is_started:
-            bar.start()
-        bar.update(task, completed=done, total=total)
-        if done >= total:
-            bar.stop()
-
-    return update
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from flows.batch import ASIDE, WELL, run_batch
+from flows.progress import progress
 from flows.settings import prepare_environment
 from medmamba.bundle import Bundle
 from medmamba.errors import BundleError
@@ -34,7 +35,6 @@ RUN_FILE = Path(demo_cohort.__file__).with_name("demo.toml")
 WORSE = 1  # exit code when the network does not beat the threshold
 
 Echo = Callable[[str], None]
-Update = Callable[[int, int], None]
 
 
 def run_demo(folder: Path, echo: Echo) -> int:
@@ -177,24 +177,3 @@ def tracking_in(folder: Path) -> Iterator[str]:
         del os.environ["MLFLOW_TRACKING_URI"]
         if before is not None:
             os.environ["MLFLOW_TRACKING_URI"] = before
-
-
-@contextmanager
-def progress(title: str) -> Iterator[Update]:
-    """A bar on stderr when that is a terminal; the function given takes (done, all)."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(
-        *columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True
-    ) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

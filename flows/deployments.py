@@ -34,6 +34,7 @@ def nightly(
     reprocess: bool = False,
     settle: float = 60.0,
     follow: bool = False,
+    mode: str = "windows",
 ) -> int:
     """`medmamba batch` as a flow of its own; fails when the set-up is broken, returns the exit code otherwise."""
     asked: dict[str, Any] = {
@@ -49,6 +50,7 @@ def nightly(
         "reprocess": reprocess,
         "settle": settle,
         "follow": follow,
+        "mode": mode,
     }
     said: list[str] = []
     code = run_batch(echo=said.append, runner=submit_all, **asked)

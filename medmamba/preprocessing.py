@@ -20,6 +20,8 @@ from medmamba.source import PermutedSink, PermutedSource, SelectedSource, Sink, 
 from medmamba.windows import Window, Windowing
 
 LARGEST_INVALID_SHARE = 0.05  # more NaN or Inf than this and the case is refused as non_finite
+QUANTILES = (0.01, 0.99)  # of an image, held against what the contract expects of its units
+SAMPLE = 1_000_000  # values, evenly taken, that the quantiles are found from
 SLAB_VOXELS = 4_000_000
 
 
@@ -28,7 +30,8 @@ class Channel:
     """One input channel: its `role`, the `volume` of a 4D file (None: it must be 3D), clip in file units, scaling.
 
     scaling "fixed": (x - shift) / scale; "zscore": mean and standard deviation of the whole image (over values above
-    `foreground_above` when given), found by one streaming pass before the first window.
+    `foreground_above` when given), found by one streaming pass before the first window. `low_between` and
+    `high_between`: where the 1 % and 99 % quantiles of an image in the right units lie (Hounsfield, not 0..4095).
     """
 
     role: str
@@ -38,8 +41,14 @@ class Channel:
     shift: float = 0.0
     scale: float = 1.0
     foreground_above: float | None = None
+    low_between: tuple[float, float] | None = None
+    high_between: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("low_between", "high_between"):
+            found = getattr(self, name)
+            if found is not None and found[0] > found[1]:
+                raise ConfigError(f"channel {self.role!r}: {name} {found} must rise")
         if self.scaling not in ("fixed", "zscore"):
             raise ConfigError(f"channel {self.role!r}: scaling {self.scaling!r} unknown; known: fixed, zscore")
         if self.scale == 0 or (self.clip is not None and self.clip[0] >= self.clip[1]):
@@ -74,12 +83,13 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Preprocessing:
-        channels = tuple(
-            Channel(**{**c, "clip": tuple(c["clip"]) if c.get("clip") else None}) for c in values["channels"]
-        )
+        fields: list[dict[str, Any]] = [
+            {k: tuple(v) if isinstance(v, list) else v for k, v in c.items()} for c in values["channels"]
+        ]
         w = values["windowing"]
         windowing = Windowing(**{**w, "size": tuple(w["size"]), "overlap": tuple(w["overlap"])})
         spacing = tuple(values["spacing"]) if values.get("spacing") else None
+        channels = tuple(Channel(**f) for f in fields)
         return cls(channels=channels, windowing=windowing, canonical=values["canonical"], spacing=spacing)
 
     def shape_for(self, grid: Grid) -> tuple[int, ...]:
@@ -158,8 +168,11 @@ class ScaledSource:
         self.source, self.channel = source, channel
         self.grid, self.channels, self.dtype = source.grid, (channel.role,), np.dtype("float32")
         self.shift, self.scale = channel.shift, channel.scale
+        checked = channel.low_between or channel.high_between or source.dtype.kind == "f"
         if channel.scaling == "zscore":
             self.shift, self.scale = image_statistics(source, channel)
+        elif checked:  # integers in units that nobody doubts need no pass
+            image_statistics(source, channel)
 
     def read(self, window: Window) -> Image:
         image = self.source.read(window)
@@ -184,12 +197,19 @@ def clipped(image: Image, channel: Channel) -> tuple[np.ndarray, np.ndarray]:
 def image_statistics(source: Source, channel: Channel) -> tuple[float, float]:
     """Mean and standard deviation over the image in one pass of slabs (float64, merged by Chan's formula).
 
-    Raises InputError("non_finite") when too many values are unusable, ("empty_image") when none differs.
+    Raises InputError("non_finite") when too many values are unusable, ("empty_image") when none differs,
+    ("wrong_units") when a quantile lies outside of what the contract expects.
     """
     count, mean, m2, bad, total = 0, 0.0, 0.0, 0, 0
+    sample: list[np.ndarray] = []
+    step = max(1, int(np.prod(source.grid.shape)) // SAMPLE)
     for window in slabs(source.grid.shape):
-        array, valid = clipped(source.read(window), channel)
-        total, bad = total + valid.size, bad + int(valid.size - valid.sum())
+        image = source.read(window)
+        array, valid = clipped(image, channel)
+        seen = valid.size if image.valid is None else int(image.valid.sum())
+        total, bad = total + seen, bad + seen - int(valid.sum())
+        if channel.low_between or channel.high_between:
+            sample.append(image.array[0][valid][::step].astype(np.float64))
         if channel.foreground_above is not None:
             valid = valid & (array[0] > channel.foreground_above)
         values = array[0][valid].astype(np.float64)
@@ -205,7 +225,20 @@ def image_statistics(source: Source, channel: Channel) -> tuple[float, float]:
         )
     if count == 0 or m2 <= 0:
         raise InputError("empty_image", f"role {channel.role!r}: no value differs from another; nothing to segment")
+    if sample:
+        require_units(np.concatenate(sample), channel)
     return mean, float(np.sqrt(m2 / count))
+
+
+def require_units(sample: np.ndarray, channel: Channel) -> None:
+    """Raises InputError("wrong_units") when a quantile lies where no image of the training cohort had it."""
+    for q, bounds in zip(QUANTILES, (channel.low_between, channel.high_between), strict=True):
+        if bounds is not None and sample.size and not bounds[0] <= (value := np.quantile(sample, q)) <= bounds[1]:
+            raise InputError(
+                "wrong_units",
+                f"role {channel.role!r}: {q:.0%} of the values lie below {value:.4g}, expected between {bounds[0]:g} "
+                f"and {bounds[1]:g}; are these the units of the training images (for CT Hounsfield)?",
+            )
 
 
 def slabs(shape: tuple[int, ...]) -> list[Window]:

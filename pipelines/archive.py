@@ -176,24 +176,24 @@ def due(
     reprocess: bool = False,
     mode: str = "windows",
     parts: Parts = parts_of,
-    progress: Callable[[], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
     """Sorts cases into due, done, set aside and outdated (finished with an older bundle of the same name).
 
     `retry` (a reason code or "all") makes set-aside cases due again, `reprocess` outdated ones; `verify` reads every
-    input and output instead of trusting sizes and times; `mode` of inference is part of what is due. `progress()` is
-    called after each case.
+    input and output instead of trusting sizes and times; `mode` of inference is part of what is due. `progress(done,
+    all)` is called after each case.
     """
     require_code(retry)
     older = older_folders(bundle, output)
     places: dict[str, list[Item]] = {"due": [], "done": [], "set_aside": [], "outdated": []}
-    for case in cases:
+    for number, case in enumerate(cases, start=1):
         with index.together():
             known = identify(case, bundle, index, verify, mode, parts)
         place, item = _place(known, bundle, output, retry, verify, older)
         places["due" if place == "outdated" and reprocess else place].append(item)
         if progress:
-            progress()
+            progress(number, len(cases))
     return Plan(**{name: tuple(items) for name, items in places.items()})
 
 

@@ -1,9 +1,7 @@
-"""A labelled cohort: manifest (CSV or JSON) -> cases, checked as a whole; split by group (patient), never by window."""
+"""A labelled cohort: manifest or data set -> cases, checked as a whole; split by group (patient), never by window."""
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,23 +10,23 @@ from typing import Any
 import numpy as np
 
 from medmamba.errors import ConfigError, MedMambaError
-from medmamba.formats.nifti import read_labels
 from pipelines.case import Case
-from pipelines.formats import open_source
+from pipelines.formats import open_source, read_labels
+from pipelines.manifest import ID_COLUMNS, read_rows
 
 LABEL = "label"
-ID_COLUMNS = ("case", "id")
 SPLITS = ("train", "validation", "test")
 SHOWN = 30  # faults listed before the rest is only counted
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledCase:
-    """A case with its label file and, when the manifest says so, the part it belongs to."""
+    """A case with its label file and, when the manifest says so, the part it belongs to and the site it comes from."""
 
     case: Case
     label: Path
     split: str = ""
+    site: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +50,23 @@ def read(
     Files are opened: grids of images and label must match and label values stand in `labels` (None: any).
     Raises ConfigError listing every fault.
     """
-    rows = read_rows(manifest)
+    found, faults = inspect(manifest, roles, labels=labels, progress=progress)
+    if faults:
+        more = f"\n  ... and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        listed = "\n".join(f"  {fault}" for fault in faults[:SHOWN])
+        raise ConfigError(f"{manifest}: {len(faults)} faults\n{listed}{more}")
+    return found
+
+
+def inspect(
+    manifest: Path,
+    roles: Sequence[str],
+    *,
+    labels: Sequence[int] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[tuple[LabelledCase, ...], list[str]]:
+    """The cases of `read` that can be told, and every fault as a sentence."""
+    rows = [r for r in read_rows(manifest, roles) if r.get(LABEL) or r.get("split") != "test"]  # an unlabelled test set
     faults: list[str] = []
     cases = [_case(manifest, number, row, roles, faults) for number, row in enumerate(rows, start=1)]
     found = [c for c in cases if c is not None]
@@ -67,33 +81,7 @@ def read(
     faults += split_faults(found)
     if not rows:
         faults.append("no case in it")
-    if faults:
-        more = f"\n  ... and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        listed = "\n".join(f"  {fault}" for fault in faults[:SHOWN])
-        raise ConfigError(f"{manifest}: {len(faults)} faults\n{listed}{more}")
-    return tuple(found)
-
-
-def read_rows(manifest: Path) -> list[dict[str, str]]:
-    """Rows of a CSV with a header, or of a JSON list of objects (also below "cases"), as text without blanks."""
-    try:
-        text = manifest.read_text(encoding="utf-8-sig")
-        values: Any = json.loads(text) if manifest.suffix.lower() == ".json" else csv_rows(text)
-    except FileNotFoundError:
-        raise ConfigError(f"{manifest}: no such manifest") from None
-    except (OSError, ValueError, csv.Error) as error:
-        raise ConfigError(f"{manifest}: cannot be read ({error}); expected CSV with a header or a JSON list") from None
-    values = values.get("cases") if isinstance(values, dict) else values
-    if not isinstance(values, list) or not all(isinstance(row, dict) for row in values):
-        raise ConfigError(f"{manifest}: expected rows with named columns")
-    return [{str(k).strip(): str(v or "").strip() for k, v in row.items() if k} for row in values]
-
-
-def csv_rows(text: str) -> list[dict[str, str]]:
-    """Rows of a table with comma, semicolon or tab."""
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    reader = csv.DictReader(text.splitlines(), delimiter=delimiter)
-    return [{k: v for k, v in row.items() if isinstance(k, str)} for row in reader]
+    return tuple(found), faults
 
 
 def _case(
@@ -115,7 +103,7 @@ def _case(
     except ConfigError as error:
         faults.append(f"{place}: {error}")
         return None
-    return LabelledCase(case=case, label=manifest.parent / row[LABEL], split=split)
+    return LabelledCase(case=case, label=manifest.parent / row[LABEL], split=split, site=row.get("site", ""))
 
 
 def check_files(labelled: LabelledCase, labels: Sequence[int] | None) -> list[str]:

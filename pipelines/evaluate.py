@@ -17,7 +17,7 @@ import numpy as np
 from medmamba.bundle import Bundle
 from medmamba.errors import ConfigError, GeometryError
 from medmamba.files import write_bytes, write_json
-from medmamba.formats.nifti import find, label_names
+from medmamba.formats.nifti import find, label_names, write_labels
 from medmamba.grid import Grid
 from pipelines.case import safe_id
 from pipelines.cohort import LABEL, LabelledCase, rounded
@@ -140,9 +140,11 @@ def evaluate_predictor(
     ignore: int | None = None,
     tolerance_mm: float = TOLERANCE_MM,
     seed: int = 0,
+    keep: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Predicts every case as production does and scores it on the files' own grid, `ignore` as in `evaluate`."""
+    """Predicts every case as production does and scores it on the files' own grid, `ignore` as in `evaluate`; the
+    predictions are written as `<case>_dseg.nii.gz` into the folder `keep` when one is given."""
     labels = {v: n for v, n in predictor.task.written_names.items() if v}
     rows: list[Row] = []
     for number, known in enumerate(cases, start=1):
@@ -151,11 +153,18 @@ def evaluate_predictor(
         truth, grid = read_labels(known.label)
         first = predictor.bundle.preprocessing.roles[0]
         check_grids(known.label, grid, known.case.files[first], sources[first].grid)
+        if keep is not None:
+            write_labels(kept_path(keep, known), found, sources[first], names=predictor.task.written_names)
         found = left_out(found, truth, ignore)
         rows += score_case(known.case.id, known.case.group, truth, found, grid, labels, tolerance_mm=tolerance_mm)
         if progress:
             progress(number, len(cases))
     return Evaluation(rows=tuple(rows), tolerance_mm=tolerance_mm, seed=seed)
+
+
+def kept_path(folder: Path, known: LabelledCase) -> Path:
+    """Where `evaluate_predictor` keeps the prediction of a case."""
+    return folder / f"{known.case.id}_{SUFFIX}.nii.gz"
 
 
 def evaluate_bundle(

@@ -1,4 +1,4 @@
-"""Which form of the scan serves: the native kernel where it can be built, pure torch everywhere else."""
+"""Which form of the scan serves: the native kernel on the CPU, Triton on a CUDA device, pure torch everywhere else."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from medmamba.errors import ConfigError
-from medmamba.ops import scan_fallback, scan_native
+from medmamba.ops import scan_fallback, scan_native, scan_triton
 from medmamba.ops.scan_build import NativeUnavailableError, library, supported_isas
 from medmamba.ops.scan_inputs import ScanInputs
 
-BACKENDS = ("auto", "native", "torch")
+BACKENDS = ("auto", "native", "torch", "triton")
 
 
 @functools.cache
@@ -47,16 +47,23 @@ def _self_check(isa: str) -> None:
 
 
 def resolve(backend: str, like: Tensor) -> tuple[str, str]:
-    """Backend and instruction set ("" for torch) that serve a tensor like `like`.
+    """Backend and instruction set ("" unless native) that serve a tensor like `like`.
 
-    float64 and other devices are served by torch whatever is asked. `native` is one instruction set chosen by the
-    machine; "native:avx2" and the like ask for one. Raises ConfigError for an unknown name, or when `native` is
-    asked for by name and is not there.
+    float64 is served by torch whatever is asked, and so are devices that are neither CPU nor CUDA. `native` is one
+    instruction set chosen by the machine; "native:avx2" and the like ask for one. Raises ConfigError for an unknown
+    name, or when `native` or `triton` is asked for by name and is not there.
     """
     name, _, isa = backend.partition(":")
     if name not in BACKENDS or (isa and isa not in supported_isas()):
         raise ConfigError(f"unknown scan backend {backend!r}; known here: {', '.join(available_backends())}, auto")
-    if name == "torch" or like.device.type != "cpu" or like.dtype != torch.float32:
+    if name == "torch" or like.dtype == torch.float64:
+        return "torch", ""
+    if name == "triton" or (name == "auto" and like.device.type == "cuda"):
+        reason = scan_triton.unavailable(like.device.type)
+        if reason and name == "triton":
+            raise ConfigError(f"scan backend 'triton' is not available: {reason}; use 'auto' or 'torch'")
+        return ("torch" if reason else "triton"), ""
+    if like.device.type != "cpu":
         return "torch", ""
     if isa:
         return "native", isa
@@ -68,18 +75,27 @@ def resolve(backend: str, like: Tensor) -> tuple[str, str]:
     return "torch", ""
 
 
-def available_backends() -> tuple[str, ...]:
-    """Names that `selective_scan(backend=...)` takes on this machine, one for each instruction set."""
-    found, _ = native_isa()
-    return ("torch",) if found is None else ("torch", *(f"native:{isa}" for isa in supported_isas()))
+def available_backends(device: str = "cpu") -> tuple[str, ...]:
+    """Names that `selective_scan(backend=...)` takes for tensors on `device` here, one for each instruction set."""
+    native = supported_isas() if device == "cpu" and native_isa()[0] is not None else ()
+    triton = () if scan_triton.unavailable(device) else ("triton",)
+    return ("torch", *(f"native:{isa}" for isa in native), *triton)
 
 
 def backend_report() -> dict[str, str | int]:
-    """What serves float32 scans on the CPU here: backend, instruction set, threads, and why not native if it is not."""
+    """What serves float32 scans on the CPU here, with instruction set, threads and why not native; what on CUDA."""
     found, reason = native_isa()
     return {
         "backend": "native" if found else "torch",
         "isa": found or torch.backends.cpu.get_cpu_capability().lower(),
         "threads": torch.get_num_threads(),
         "fallback_reason": reason,
+        "cuda": _on_cuda(),
     }
+
+
+def _on_cuda() -> str:
+    if not torch.cuda.is_available():
+        return "no device"
+    reason = scan_triton.unavailable("cuda")
+    return f"torch ({reason})" if reason else "triton"

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medmamba.errors import ShapeError
+from medmamba.ops.scan_inputs import check_shapes
 from medmamba.ops.scan_op import scan_call
 
 
@@ -69,9 +70,7 @@ def selective_scan(
     The last state is float32 (float64). Raises ShapeError when shapes do not fit.
     """
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
-    kind = torch.float64 if u.dtype == torch.float64 else torch.float32
     y, last = scan_call(
-        kind,
         backend,
         u=u.mT,
         delta=delta.mT.unsqueeze(1),
@@ -83,7 +82,7 @@ def selective_scan(
         initial=None if initial_state is None else initial_state.unsqueeze(1),
         softplus=delta_softplus,
     )
-    y = y.mT if z is None else y.mT * F.silu(z.to(kind))
+    y = y.mT if z is None else y.mT * F.silu(z.to(y.dtype))
     return (y.to(u.dtype), last.squeeze(1)) if return_last_state else y.to(u.dtype)
 
 
@@ -109,9 +108,9 @@ def _check(
     batch, channels, length = u.shape
     states = A.shape[1]
     wanted: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
-        "delta": (delta, u.shape),
+        "delta": (delta, tuple(u.shape)),
         "A": (A, (channels, states)),
-        "z": (z, u.shape),
+        "z": (z, tuple(u.shape)),
         "D": (D, (channels,)),
         "delta_bias": (delta_bias, (channels,)),
         "initial_state": (initial_state, (batch, channels, states)),
@@ -121,6 +120,4 @@ def _check(
         if channels % groups:
             raise ShapeError(f"{name} has {groups} groups, which do not divide {channels} channels")
         wanted[name] = (x, (batch, states, length) if x.dim() == 3 else (batch, groups, states, length))
-    for name, (value, shape) in wanted.items():
-        if value is not None and tuple(value.shape) != tuple(shape):
-            raise ShapeError(f"{name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
+    check_shapes(wanted)

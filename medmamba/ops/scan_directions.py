@@ -16,6 +16,7 @@ from torch import Tensor
 
 from medmamba.errors import ConfigError, ShapeError
 from medmamba.ops.scan import scan_sequential
+from medmamba.ops.scan_inputs import check_shapes
 from medmamba.ops.scan_op import scan_call
 
 Direction = tuple[int, int]  # (axis that runs fastest, +1 or -1: the whole sequence reversed)
@@ -58,6 +59,7 @@ def selective_scan_directions(
     delta_weight: Tensor | None = None,
     initial_state: Tensor | None = None,
     return_last_state: bool = False,
+    into: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Sum over K directions of the selective scan of one channels-last map; every tensor stays in map order.
@@ -65,17 +67,16 @@ def selective_scan_directions(
     u (B, *S, D); delta (B, K, *S, D), or (B, K, *S, R) with delta_weight (K, D, R): delta = delta_weight r; A
     (K, D, N); B, C (B, K, *S, N) or grouped (B, K, G, *S, N); D, delta_bias (K, D); initial_state (B, K, D, N).
     `directions` are (fastest axis, sign) pairs, or a table (K, L) of positions in visiting order (any route). All
-    strides are taken as they are. Gives y as u, and if asked the last states (B, K, D, N). Raises ShapeError,
-    ConfigError.
+    strides are taken as they are. Gives y as u, and if asked the last states (B, K, D, N). `into`, a float32 (float64)
+    tensor shaped as u, is added to in place and is y. 16-bit u, delta, B and C of one dtype are read as they are, with
+    a float32 state. Raises ShapeError, ConfigError.
     """
-    kind = torch.float64 if u.dtype == torch.float64 else torch.float32
     space, count = tuple(u.shape[1:-1]), A.shape[0]
     order, reverse_mask = _order(directions, space, u.device)
-    _check(u, delta, A, B, C, D, delta_bias, delta_weight, initial_state, len(directions))
+    _check(u, delta, A, B, C, D, delta_bias, delta_weight, initial_state, into, len(directions))
     first = B.dim() - 1 - len(space)  # 3 when groups are given
     flat = [x if first == 3 else x.unsqueeze(2) for x in (B, C)]
     y, last = scan_call(
-        kind,
         backend,
         softplus=delta_softplus,
         order=order,
@@ -89,8 +90,9 @@ def selective_scan_directions(
         D=D,
         bias=delta_bias,
         initial=initial_state,
+        into=None if into is None else into.view(u.shape[0], -1, u.shape[-1]),
     )
-    y = y.unflatten(1, space).to(u.dtype)
+    y = y.unflatten(1, space).to(u.dtype) if into is None else into
     return (y, last.reshape(u.shape[0], count, *A.shape[1:])) if return_last_state else y
 
 
@@ -154,6 +156,7 @@ def _check(
     delta_bias: Tensor | None,
     delta_weight: Tensor | None,
     initial_state: Tensor | None,
+    into: Tensor | None,
     count: int,
 ) -> None:
     """Raise ShapeError, naming the argument, unless all shapes fit u (B, *S, D) and A (K, D, N)."""
@@ -165,7 +168,7 @@ def _check(
     if groups and channels % groups[0]:
         raise ShapeError(f"B has {groups[0]} groups, which do not divide {channels} channels")
     width = channels if delta_weight is None else delta_weight.shape[-1]
-    wanted = {
+    wanted: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
         "delta": (delta, (batch, count, *space, width)),
         "A": (A, (count, channels, states)),
         "B": (B, (batch, count, *groups, *space, states)),
@@ -174,7 +177,6 @@ def _check(
         "delta_bias": (delta_bias, (count, channels)),
         "delta_weight": (delta_weight, (count, channels, width)),
         "initial_state": (initial_state, (batch, count, channels, states)),
+        "into": (into, tuple(u.shape)),
     }
-    for name, (x, shape) in wanted.items():
-        if x is not None and tuple(x.shape) != shape:
-            raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected {shape}")
+    check_shapes(wanted)

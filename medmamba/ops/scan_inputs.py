@@ -10,12 +10,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from medmamba.errors import ShapeError
+
 CHUNK = 32  # steps between stored border states, the same for every backend
 PAD = 16  # channels of a group are stored in multiples of this
 
 
 class ScanInputs(NamedTuple):
-    """Tensors of any strides. K directions run over the same `u`; their outputs are added."""
+    """Tensors of any strides. K directions run over the same `u`; their outputs are added.
+
+    All are of one dtype, float32 or float64; but u, delta, B and C may together be bfloat16 or float16 beside float32.
+    """
 
     u: Tensor  # (B, L, D)
     delta: Tensor  # (B, K, L, D), or (B, K, L, R) with `weight`
@@ -34,6 +39,11 @@ class ScanInputs(NamedTuple):
         """(B, K, D, N)."""
         return (self.u.shape[0], *self.A.shape)
 
+    def widened(self) -> ScanInputs:
+        """All tensors in the dtype of the state, for a backend that does not read 16-bit numbers."""
+        big = {name: getattr(self, name).to(self.A.dtype) for name in ("u", "delta", "B", "C")}
+        return self._replace(**big)
+
     def border_shape(self) -> tuple[int, int, int, int, int]:
         """Shape of the stored border states: one float per state and padded channel, every CHUNK steps."""
         groups = self.B.shape[2]
@@ -42,8 +52,17 @@ class ScanInputs(NamedTuple):
         return (self.u.shape[0], self.A.shape[0], chunks, groups, padded * self.A.shape[2])
 
 
+def check_shapes(wanted: dict[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
+    """Raise ShapeError, naming the argument, unless every tensor that is given has its shape."""
+    for name, (x, shape) in wanted.items():
+        if x is not None and tuple(x.shape) != shape:
+            raise ShapeError(f"{name} has shape {tuple(x.shape)}, expected {shape}")
+
+
 class ScanOutputs(NamedTuple):
-    y: Tensor  # as u
+    """In the dtype of the state."""
+
+    y: Tensor  # (B, L, D)
     last: Tensor  # (B, K, D, N)
     borders: Tensor  # ScanInputs.border_shape, or (0,) when nothing is to be differentiated
 
@@ -64,9 +83,12 @@ class ScanGradients(NamedTuple):
 
 def empty_outputs(inputs: ScanInputs, save: bool) -> ScanOutputs:
     """Uninitialised outputs: what every backend fills and what the fake kernel returns."""
-    u = inputs.u
+    kind = inputs.A.dtype
+    borders = inputs.border_shape() if save else (0,)
     return ScanOutputs(
-        torch.empty_like(u), u.new_empty(inputs.state_shape()), u.new_empty(inputs.border_shape() if save else (0,))
+        torch.empty_like(inputs.u, dtype=kind),
+        inputs.u.new_empty(inputs.state_shape(), dtype=kind),
+        inputs.u.new_empty(borders, dtype=kind),
     )
 
 

@@ -2,13 +2,16 @@
 // (none: 4 lanes, -mavx2 -mfma: 8, -mavx512f -mavx512dq: 16). Plain C interface, no dependency.
 //
 // Lanes are channels: B[t] and C[t] are scalars to all of them, states never meet, so nothing is summed across lanes in
-// the forward pass. Time is cut in chunks of 32 steps; u and delta of a chunk are brought into small tiles (time x lanes)
-// whatever their strides, then four states at a time run over the tile from registers. Backward keeps only the state
-// before every chunk, recomputes decays and states of one chunk, and runs the adjoint backwards. Sums over time
-// (dA, dD, dbias, dW) are float32 inside a chunk and float64 across chunks.
+// the forward pass. 16 channels are a block: one cache line of a channels-last row, and enough vectors that the long
+// chain of one exponential hides behind the others. Time is cut in chunks of 32 steps; u and delta of a chunk and block
+// are brought into small tiles (time x lanes) whatever their strides, then a few states at a time run over the tile from
+// registers, while the next block is fetched. Backward keeps only the state before every chunk, recomputes decays and
+// states of one chunk, and runs the adjoint backwards. Sums over time (dA, dD, dbias, dW) are float32 inside a chunk and
+// float64 across chunks.
 //
 // A direction is an order in which the positions of one map are visited: forward, reverse, or a table of positions.
-// All directions of a map read u in place and add into the same y.
+// All directions of a map read u in place and add into the same y. u, delta, B and C may be 16-bit numbers: they become
+// float32 in the tiles, and everything that is written is float32.
 
 #include <cstdint>
 #include <cstdlib>
@@ -28,12 +31,29 @@ constexpr int V = 8;
 constexpr int V = 4;
 #endif
 constexpr int T = 32;     // steps in a chunk
-constexpr int PAD = 16;   // border states of a group are stored for a multiple of PAD channels on every machine
+constexpr int W = 16;     // channels in a block on every machine; border states are stored for whole blocks
+constexpr int U = W / V;  // vectors in a block
+constexpr int AHEAD = U == 4 ? 2 : 4, BACK = U == 1 ? 4 : 2;  // states that run together: what the registers hold
+#define APART __attribute__((noinline))  // registers of its own
 typedef float vf __attribute__((vector_size(4 * V)));
 typedef int32_t vi __attribute__((vector_size(4 * V)));
-typedef float Tile[T][V] __attribute__((aligned(64)));
+typedef float Tile[T][W] __attribute__((aligned(64)));
+
+struct Bfloat { uint16_t bits; };
+struct Half { uint16_t bits; };
+
+inline float bits_as_float(uint32_t bits) { float x; std::memcpy(&x, &bits, sizeof x); return x; }
+inline uint32_t float_as_bits(float x) { uint32_t bits; std::memcpy(&bits, &x, sizeof bits); return bits; }
+inline float number(float x) { return x; }
+inline float number(Bfloat x) { return bits_as_float(uint32_t(x.bits) << 16); }
+inline float number(Half x) {  // moved into place and rescaled by 2^112, exact for subnormals too; all ones stay all ones
+    const uint32_t low = uint32_t(x.bits & 0x7fff) << 13, sign = uint32_t(x.bits & 0x8000) << 16;
+    const uint32_t bits = low >= 0x0f800000u ? low | 0x7f800000u : float_as_bits(bits_as_float(low) * 0x1p112f);
+    return bits_as_float(bits | sign);
+}
 
 inline vf load(const float* p) { vf v; std::memcpy(&v, p, sizeof v); return v; }
+template <class X> inline vf load(const X* p) { float v[V]; for (int i = 0; i < V; ++i) v[i] = number(p[i]); return load(v); }
 inline void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 inline vf all(float x) { return vf{} + x; }
 inline float total(vf v) { float s = 0; for (int i = 0; i < V; ++i) s += v[i]; return s; }
@@ -47,43 +67,53 @@ inline vf maxv(vf bound, vf x) { return x < bound ? bound : x; }
 inline vf minv(vf bound, vf x) { return x > bound ? bound : x; }
 #endif
 
-// 2^x, relative error 4e-9 before rounding, 2^0 == 1 exactly; NaN stays NaN, overflow saturates, underflow is 1e-38.
-inline vf exp2v(vf x) {
+// 2^r for |r| <= 1/2, relative error 2e-9 before rounding, 2^0 == 1 exactly.
+inline vf exp2_part(vf r) {
+    vf p = all(0.0001535336196f) * r + 0.0013398875017f;
+    p = p * r + 0.0096184369177f;
+    p = p * r + 0.0555033236742f;
+    p = p * r + 0.2402264773846f;
+    p = p * r + 0.6931471824646f;
+    return p * r + 1.f;
+}
+
+constexpr float LIMIT = 126.f;  // 2^x of |x| <= LIMIT needs no care
+
+// 2^(d a). CARE: NaN stays NaN, overflow saturates, underflow is 1e-38; without it |d a| must not exceed LIMIT.
+template <bool CARE>
+inline vf decay(vf d, vf a) {
 #if defined(__AVX512F__)
-    vf k = (vf)_mm512_roundscale_ps((__m512)x, 8);
+    const vf x = d * a, k = (vf)_mm512_roundscale_ps((__m512)x, 8);
+    return (vf)_mm512_scalef_ps((__m512)exp2_part(x - k), (__m512)k);
 #else
-    x = maxv(all(-126.f), x);
-    x = minv(all(127.9999f), x);
     const vf magic = all(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer kept in the low bits
-    vf shifted = x + magic;
-    vf k = shifted - magic;
-#endif
-    vf r = x - k;
-    vf p = all(0.0001535336189f) * r + 0.001339887442f;
-    p = p * r + 0.009618437358f;
-    p = p * r + 0.05550332471f;
-    p = p * r + 0.2402264791f;
-    p = p * r + 0.6931472029f;
-    p = p * r + 1.f;
-#if defined(__AVX512F__)
-    return (vf)_mm512_scalef_ps((__m512)p, (__m512)k);
-#else
-    return (vf)((vi)p + ((vi)shifted << 23));
+    vf shifted, r;
+    if (CARE) {
+        const vf x = minv(all(127.9999f), maxv(all(-LIMIT), d * a));
+        shifted = x + magic;
+        r = x - (shifted - magic);
+    } else {
+        shifted = d * a + magic;
+        r = d * a - (shifted - magic);
+    }
+    return (vf)((vi)exp2_part(r) + ((vi)shifted << 23));
 #endif
 }
 
 constexpr float LOG2E = 1.44269504088896340736f, LN2 = 0.69314718055994530942f;
 
-// softplus(x) = max(x, 0) + log(1 + e), e = exp(-|x|), log(1 + e) = 2 atanh(e / (2 + e)); slope = sigmoid(x).
+// softplus(x) = max(x, 0) + log(1 + e), e = exp(-|x|), by a polynomial of relative error 3e-8; slope = sigmoid(x).
+template <bool SLOPE>
 inline vf softplus(vf x, vf* slope) {
-    vf e = exp2v((x < all(0.f) ? x : -x) * LOG2E);
-    vf s = e / (e + 2.f), q = s * s;
-    vf p = all(0.281783344f) * q + 0.2796060287f;
-    p = p * q + 0.4002491027f;
-    p = p * q + 0.6666631468f;
-    p = p * q + 2.f;
-    if (slope) *slope = (x < all(0.f) ? e : all(1.f)) / (e + 1.f);
-    return (x < all(0.f) ? all(0.f) : x) + p * s;
+    const vf e = decay<true>((vf)((vi)x | INT32_MIN), all(LOG2E)), q = e * e;
+    vf even = all(0.005232689902f) * q + 0.07822592556f, odd = all(-0.02950522117f) * q - 0.1366324276f;
+    even = even * q + 0.1910600513f;
+    odd = odd * q - 0.2484298199f;
+    even = even * q + 0.3331909776f;
+    odd = odd * q - 0.4999949336f;
+    even = even * q + 0.9999999404f;
+    if (SLOPE) *slope = (x < all(0.f) ? e : all(1.f)) / (e + 1.f);
+    return maxv(all(0.f), x) + (odd * e + even) * e;
 }
 
 // In-place transpose of V rows.
@@ -133,6 +163,7 @@ extern "C" {
 // Strides are in elements. K directions, G groups of `width` channels, N states, R rank of delta (0: delta is given whole).
 struct ScanShape {
     int64_t batch, directions, groups, width, states, rank, length, softplus, reverse_mask;
+    int64_t kind, add;               // u, delta, B, C are 0: float32, 1: bfloat16, 2: float16; add: into what y holds
     int64_t ub, ul, uc;              // u
     int64_t yb, yl, yc;              // y; backward: du
     int64_t gb, gl, gc;              // dy
@@ -141,7 +172,8 @@ struct ScanShape {
     int64_t Bb, Bk, Bg, Bl, Bn;
     int64_t Cb, Ck, Cg, Cl, Cn;
     const int32_t* order;            // (K, L) positions, or null: forward, or reverse where reverse_mask has bit k
-    const float *u, *delta, *weight, *A, *B, *C, *D, *bias, *initial;  // weight (K, GD, R), A (K, GD, N), D, bias (K, GD)
+    const void *u, *delta, *B, *C;
+    const float *weight, *A, *D, *bias, *initial;  // weight (K, GD, R), A (K, GD, N), D, bias (K, GD)
     float *y, *last, *borders;       // last (B, K, GD, N); borders (B, K, chunks, G, padded width * N) or null
     const float *dy, *dlast;
     float *du, *ddelta, *dB, *dC, *dinitial;   // dB, dC: (splits, ...) copies `part` elements apart, strides as below
@@ -149,7 +181,7 @@ struct ScanShape {
     double *dA, *dD, *dbias, *dweight;         // (B, K, GD, N), (B, K, GD), (B, K, GD), (B, K, GD, R)
 };
 
-int scan_lanes() { return V; }
+int scan_lanes() { return W; }
 
 }  // extern "C"
 
@@ -175,84 +207,127 @@ inline Chunk chunk_at(const ScanShape& s, int64_t k, int64_t index) {
 }
 
 // Tile of `count` channels from base + position * stride + channel * cstride; missing lanes are zero.
-inline void read_tile(const float* base, int64_t stride, int64_t cstride, int count, const Chunk& c, Tile tile) {
-    if (cstride == 1 && count == V) {
-        for (int t = 0; t < c.steps; ++t) store(tile[t], load(base + c.at[t] * stride));
+template <class X>
+APART void read_tile_of(const X* base, int64_t stride, int64_t cstride, int count, const Chunk& c, Tile tile) {
+    if (cstride == 1 && count == W) {
+        for (int t = 0; t < c.steps; ++t)
+            for (int l = 0; l < W; l += V) store(tile[t] + l, load(base + c.at[t] * stride + l));
         return;
     }
     int t = 0;
-    if (count == V && c.run && stride == 1)
-        for (; t + V <= c.steps; t += V) {
-            vf m[V];
-            const float* from = base + (c.run > 0 ? c.at[t] : c.at[t + V - 1]);
-            for (int i = 0; i < V; ++i) m[i] = load(from + i * cstride);
-            transpose(m);
-            for (int i = 0; i < V; ++i) store(tile[t + i], m[c.run > 0 ? i : V - 1 - i]);
-        }
+    if (count == W && c.run && stride == 1)
+        for (; t + V <= c.steps; t += V)
+            for (int l = 0; l < W; l += V) {
+                vf m[V];
+                const X* from = base + (c.run > 0 ? c.at[t] : c.at[t + V - 1]) + l * cstride;
+                for (int i = 0; i < V; ++i) m[i] = load(from + i * cstride);
+                transpose(m);
+                for (int i = 0; i < V; ++i) store(tile[t + i] + l, m[c.run > 0 ? i : V - 1 - i]);
+            }
     for (; t < c.steps; ++t) {
-        const float* from = base + c.at[t] * stride;
-        for (int i = 0; i < count; ++i) tile[t][i] = from[i * cstride];
-        for (int i = count; i < V; ++i) tile[t][i] = 0;
+        const X* from = base + c.at[t] * stride;
+        for (int i = 0; i < count; ++i) tile[t][i] = number(from[i * cstride]);
+        for (int i = count; i < W; ++i) tile[t][i] = 0;
     }
 }
 
-inline void write_tile(float* base, int64_t stride, int64_t cstride, int count, const Chunk& c, bool add, Tile tile) {
-    if (cstride == 1 && count == V) {
+APART void write_tile(float* base, int64_t stride, int64_t cstride, int count, const Chunk& c, bool add, Tile tile) {
+    if (cstride == 1 && count == W) {
         for (int t = 0; t < c.steps; ++t) {
             float* to = base + c.at[t] * stride;
-            vf v = load(tile[t]);
-            store(to, add ? v + load(to) : v);
+            for (int l = 0; l < W; l += V) store(to + l, add ? load(tile[t] + l) + load(to + l) : load(tile[t] + l));
         }
         return;
     }
     int t = 0;
-    if (count == V && c.run && stride == 1)
-        for (; t + V <= c.steps; t += V) {
-            vf m[V];
-            float* to = base + (c.run > 0 ? c.at[t] : c.at[t + V - 1]);
-            for (int i = 0; i < V; ++i) m[c.run > 0 ? i : V - 1 - i] = load(tile[t + i]);
-            transpose(m);
-            for (int i = 0; i < V; ++i) store(to + i * cstride, add ? m[i] + load(to + i * cstride) : m[i]);
-        }
+    if (count == W && c.run && stride == 1)
+        for (; t + V <= c.steps; t += V)
+            for (int l = 0; l < W; l += V) {
+                vf m[V];
+                float* to = base + (c.run > 0 ? c.at[t] : c.at[t + V - 1]) + l * cstride;
+                for (int i = 0; i < V; ++i) m[c.run > 0 ? i : V - 1 - i] = load(tile[t + i] + l);
+                transpose(m);
+                for (int i = 0; i < V; ++i) store(to + i * cstride, add ? m[i] + load(to + i * cstride) : m[i]);
+            }
     for (; t < c.steps; ++t) {
         float* to = base + c.at[t] * stride;
         for (int i = 0; i < count; ++i) to[i * cstride] = tile[t][i] + (add ? to[i * cstride] : 0.f);
     }
 }
 
-// Ask for the tile that the next chunk will read (or write) at the same channels; only where a row is one cache line.
-template <bool WRITE>
-inline void fetch_tile(const float* base, int64_t stride, int64_t cstride, const Chunk& next) {
-    if (cstride == 1)
-        for (int t = 0; t < next.steps; ++t) __builtin_prefetch(base + next.at[t] * stride, WRITE);
+// B, C or the rank form of delta of a chunk as (steps, count); asks for the rows of the next chunk.
+template <class X>
+APART void read_rows_of(const X* base, int64_t stride, int64_t nstride, int64_t count, const Chunk& c, const Chunk& next,
+                         float* rows) {
+    if (nstride == 1)
+        for (int t = 0; t < c.steps; ++t) {
+            if (t < next.steps) __builtin_prefetch(base + next.at[t] * stride);
+            for (int64_t n = 0; n < count; ++n) rows[t * count + n] = number(base[c.at[t] * stride + n]);
+        }
+    else
+        for (int64_t n = 0; n < count; ++n)
+            for (int t = 0; t < c.steps; ++t) rows[t * count + n] = number(base[c.at[t] * stride + n * nstride]);
 }
 
-// B, C or the rank form of delta of a chunk as (steps, count).
-inline void read_rows(const float* base, int64_t stride, int64_t nstride, int64_t count, const Chunk& c, float* rows) {
-    if (nstride == 1) {
-        for (int t = 0; t < c.steps; ++t) std::memcpy(rows + t * count, base + c.at[t] * stride, count * sizeof(float));
-        return;
-    }
-    for (int64_t n = 0; n < count; ++n)
-        for (int t = 0; t < c.steps; ++t) rows[t * count + n] = base[c.at[t] * stride + n * nstride];
+// The readers for the kind of number that u, delta, B and C hold; `offset` in elements.
+template <class Call>
+inline void with_kind(const ScanShape& s, const void* base, int64_t offset, Call call) {
+    if (s.kind == 0) call(static_cast<const float*>(base) + offset);
+    else if (s.kind == 1) call(static_cast<const Bfloat*>(base) + offset);
+    else call(static_cast<const Half*>(base) + offset);
+}
+
+inline void read_tile(const ScanShape& s, const void* base, int64_t offset, int64_t stride, int64_t cstride, int count,
+                      const Chunk& c, Tile tile) {
+    with_kind(s, base, offset, [&](auto* from) { read_tile_of(from, stride, cstride, count, c, tile); });
+}
+
+inline void read_rows(const ScanShape& s, const void* base, int64_t offset, int64_t stride, int64_t nstride,
+                      int64_t count, const Chunk& c, const Chunk& next, float* rows) {
+    with_kind(s, base, offset, [&](auto* from) { read_rows_of(from, stride, nstride, count, c, next, rows); });
 }
 
 // Sum the lanes of (steps, count, V) into base + position * stride + n * nstride.
-inline void write_rows(float* base, int64_t stride, int64_t nstride, int64_t count, const Chunk& c, const float* lanes) {
-    for (int64_t n = 0; n < count; ++n)
-        for (int t = 0; t < c.steps; ++t) base[c.at[t] * stride + n * nstride] = total(load(lanes + (t * count + n) * V));
+APART void write_rows(float* base, int64_t stride, int64_t nstride, int64_t count, const Chunk& c, const float* lanes) {
+    for (int t = 0; t < c.steps; ++t, lanes += count * V) {
+        float* to = base + c.at[t] * stride;
+        int64_t n = 0;
+        for (; n + V <= count; n += V) {
+            vf m[V], sum{};
+            for (int i = 0; i < V; ++i) m[i] = load(lanes + (n + i) * V);
+            transpose(m);
+            for (int i = 0; i < V; ++i) sum += m[i];
+            for (int i = 0; i < V; ++i) to[(n + i) * nstride] = sum[i];
+        }
+        for (; n < count; ++n) to[n * nstride] = total(load(lanes + n * V));
+    }
 }
 
-// (channels, count) row-major <-> (count, V): `count` numbers of each of the `n` channels that are there.
+// A tile that the next block will read or write, asked for one line at a time while this block is worked on.
+struct Fetch {
+    const char* base;
+    int64_t stride, cstride;  // in bytes
+    bool rows;                // a row of the block is one line; else a channel's chunk is two
+    Fetch(const void* array, int size, int64_t offset, int64_t stride_, int64_t cstride_)
+        : base(static_cast<const char*>(array) + offset * size), stride(stride_ * size), cstride(cstride_ * size),
+          rows(cstride_ == 1) {}
+    // Inlined by force: a compiler may take a function that only fetches for one without effect and drop its calls.
+    __attribute__((always_inline)) void line(const Chunk& c, int t) const {
+        if (rows) { if (t < c.steps) __builtin_prefetch(base + c.at[t] * stride); }
+        else if (c.steps == T) __builtin_prefetch(base + c.at[c.run < 0 ? T - 1 : 0] * stride + (t / 2) * cstride + (t & 1) * 64);
+    }
+};
+
+// (channels, count) row-major <-> (count, W): `count` numbers of each of the `n` channels that are there.
 inline void pack(const float* from, int64_t count, int n, float scale, float* to) {
     for (int64_t j = 0; j < count; ++j)
-        for (int i = 0; i < V; ++i) to[j * V + i] = i < n && from ? from[i * count + j] * scale : 0.f;
+        for (int i = 0; i < W; ++i) to[j * W + i] = i < n && from ? from[i * count + j] * scale : 0.f;
 }
 
 template <class X>
 inline void unpack(const X* from, int64_t count, int n, X* to) {
     for (int64_t j = 0; j < count; ++j)
-        for (int i = 0; i < n; ++i) to[i * count + j] = from[j * V + i];
+        for (int i = 0; i < n; ++i) to[i * count + j] = from[j * W + i];
 }
 
 inline void add_double(double* into, vf v) { for (int i = 0; i < V; ++i) into[i] += v[i]; }
@@ -273,250 +348,312 @@ struct Scratch {  // one aligned allocation, cut in pieces
     }
 };
 
-// J states over a chunk: h = exp2(dt a) h + du B, y += C h.
+// Decays of one state over a chunk.
+template <bool CARE>
+APART void run_decays(int steps, const Tile dt, const float* a, Tile decays) {
+    vf a_[U];
+    for (int u = 0; u < U; ++u) a_[u] = load(a + u * V);
+#pragma GCC unroll 2
+    for (int t = 0; t < steps; ++t)
+        for (int u = 0; u < U; ++u) store(decays[t] + u * V, decay<CARE>(load(dt[t] + u * V), a_[u]));
+}
+
+// J states over a chunk: h = decay h + du B, y += C h.
 template <int J>
-inline void run_forward(int steps, const Tile dt, const Tile du, Tile y, float* state, const float* a,
-                        const float* B, const float* C, int64_t N) {
-    vf h[J], a_[J];
-    for (int j = 0; j < J; ++j) { h[j] = load(state + j * V); a_[j] = load(a + j * V); }
+APART void run_forward(int steps, const Tile* decays, const Tile du, Tile y, float* state, const float* B,
+                       const float* C, int64_t N) {
+    vf h[J][U];
+    for (int j = 0; j < J; ++j)
+        for (int u = 0; u < U; ++u) h[j][u] = load(state + j * W + u * V);
     for (int t = 0; t < steps; ++t, B += N, C += N) {
-        const vf d = load(dt[t]), x = load(du[t]);
-        vf out = load(y[t]);
-        for (int j = 0; j < J; ++j) {
-            h[j] = h[j] * exp2v(d * a_[j]) + x * B[j];
-            out += h[j] * C[j];
-        }
-        store(y[t], out);
+        vf out[U];
+        for (int u = 0; u < U; ++u) out[u] = load(y[t] + u * V);
+        for (int j = 0; j < J; ++j)
+            for (int u = 0; u < U; ++u) {
+                h[j][u] = h[j][u] * load(decays[j][t] + u * V) + load(du[t] + u * V) * B[j];
+                out[u] += h[j][u] * C[j];
+            }
+        for (int u = 0; u < U; ++u) store(y[t] + u * V, out[u]);
     }
-    for (int j = 0; j < J; ++j) store(state + j * V, h[j]);
+    for (int j = 0; j < J; ++j)
+        for (int u = 0; u < U; ++u) store(state + j * W + u * V, h[j][u]);
 }
 
 struct Adjoint {  // tiles of one chunk and block that the backward states read and fill
-    const float (*dt)[V], (*du)[V], (*dy)[V];
-    float (*drive)[V], (*rate)[V];  // sums over states: dL/d(dt u), and dL/d(log2 decay) a
+    const float (*dt)[W], (*du)[W], (*dy)[W];
+    float (*drive)[W], (*rate)[W];  // sums over states: dL/d(dt u), and dL/d(log2 decay) a
 };
 
 template <int J>
-inline void run_backward(int steps, const Adjoint& m, const float* border, float* arriving, const float* a, double* dA,
-                         const float* B, const float* C, int64_t N, float* dB, float* dC) {
-    alignas(64) float before[T][J][V], decay[T][J][V];
-    vf h[J], g[J], a_[J], sum[J];
-    for (int j = 0; j < J; ++j) { h[j] = load(border + j * V); a_[j] = load(a + j * V); }
-    for (int t = 0; t < steps; ++t) {
-        const vf d = load(m.dt[t]), x = load(m.du[t]), y = load(m.dy[t]);
+APART void run_backward(int steps, const Adjoint& m, const Tile* decays, const float* border, float* arriving,
+                        const float* a, double* dA, const float* B, const float* C, int64_t N, float* dB, float* dC) {
+    alignas(64) float before[T][J][W];
+    vf h[J][U], g[J][U], sum[J][U];
+    for (int j = 0; j < J; ++j)
+        for (int u = 0; u < U; ++u) h[j][u] = load(border + j * W + u * V);
+    for (int t = 0; t < steps; ++t)
         for (int j = 0; j < J; ++j) {
-            const vf e = exp2v(d * a_[j]);
-            store(before[t][j], h[j]);
-            store(decay[t][j], e);
-            h[j] = h[j] * e + x * B[t * N + j];
+            vf fold{};
+            for (int u = 0; u < U; ++u) {
+                store(before[t][j] + u * V, h[j][u]);
+                h[j][u] = h[j][u] * load(decays[j][t] + u * V) + load(m.du[t] + u * V) * B[t * N + j];
+                fold += h[j][u] * load(m.dy[t] + u * V);
+            }
             float* to = dC + (t * N + j) * V;
-            store(to, load(to) + h[j] * y);
+            store(to, load(to) + fold);
         }
-    }
-    for (int j = 0; j < J; ++j) { g[j] = load(arriving + j * V); sum[j] = vf{}; }
+    for (int j = 0; j < J; ++j)
+        for (int u = 0; u < U; ++u) { g[j][u] = load(arriving + j * W + u * V); sum[j][u] = vf{}; }
     for (int t = steps - 1; t >= 0; --t) {
-        const vf d = load(m.dt[t]), x = load(m.du[t]), y = load(m.dy[t]);
-        vf drive = load(m.drive[t]), rate = load(m.rate[t]);
+        vf drive[U], rate[U];
+        for (int u = 0; u < U; ++u) { drive[u] = load(m.drive[t] + u * V); rate[u] = load(m.rate[t] + u * V); }
         for (int j = 0; j < J; ++j) {
-            g[j] += y * C[t * N + j];
+            vf fold{};
+            for (int u = 0; u < U; ++u) {
+                g[j][u] += load(m.dy[t] + u * V) * C[t * N + j];
+                fold += g[j][u] * load(m.du[t] + u * V);
+                drive[u] += g[j][u] * B[t * N + j];
+                g[j][u] *= load(decays[j][t] + u * V);
+                const vf q = g[j][u] * load(before[t][j] + u * V);
+                rate[u] += q * load(a + j * W + u * V);
+                sum[j][u] += q * load(m.dt[t] + u * V);
+            }
             float* to = dB + (t * N + j) * V;
-            store(to, load(to) + g[j] * x);
-            drive += g[j] * B[t * N + j];
-            g[j] *= load(decay[t][j]);
-            const vf q = g[j] * load(before[t][j]);
-            rate += q * a_[j];
-            sum[j] += q * d;
+            store(to, load(to) + fold);
         }
-        store(m.drive[t], drive);
-        store(m.rate[t], rate);
+        for (int u = 0; u < U; ++u) { store(m.drive[t] + u * V, drive[u]); store(m.rate[t] + u * V, rate[u]); }
     }
-    for (int j = 0; j < J; ++j) { store(arriving + j * V, g[j]); add_double(dA + j * V, sum[j]); }
+    for (int j = 0; j < J; ++j)
+        for (int u = 0; u < U; ++u) { store(arriving + j * W + u * V, g[j][u]); add_double(dA + j * W + u * V, sum[j][u]); }
 }
 
-// What one task works on: one batch entry, one group, blocks [first, last) of V channels.
+// What one task works on: one batch entry, one group, blocks [first, last) of W channels.
 struct Task {
     int64_t b, g, first, last, part;
 };
 
 inline Task task_at(const ScanShape& s, int64_t index, int64_t splits) {
-    const int64_t blocks = (s.width + V - 1) / V, part = index % splits, g = index / splits % s.groups;
+    const int64_t blocks = (s.width + W - 1) / W, part = index % splits, g = index / splits % s.groups;
     return {index / splits / s.groups, g, blocks * part / splits, blocks * (part + 1) / splits, part};
 }
 
-inline int lanes_of(const ScanShape& s, int64_t block) { return int(s.width - block * V < V ? s.width - block * V : V); }
+inline int lanes_of(const ScanShape& s, int64_t block) { return int(s.width - block * W < W ? s.width - block * W : W); }
 
-// dt (after bias and softplus), du = dt u and, if wanted, the slope of softplus, of one block; `raw` is given in dt.
-inline void make_dt(const ScanShape& s, int steps, vf bias, const Tile u, Tile dt, Tile du, float (*slope)[V]) {
+// What stays the same along one direction: scaled A, weight, bias, D and the largest step without care, per block.
+struct Fixed {
+    float *a, *w, *bias, *skip, *limit;
+    static size_t floats(int64_t blocks, int64_t N, int64_t R) { return blocks * W * (N + R + 3); }
+    Fixed(Scratch& memory, int64_t blocks, int64_t N, int64_t R)
+        : a(memory.take<float>(blocks * N * W)), w(memory.take<float>(blocks * R * W)),
+          bias(memory.take<float>(blocks * W)), skip(memory.take<float>(blocks * W)),
+          limit(memory.take<float>(blocks * W)) {}
+    void fill(const ScanShape& s, int64_t i, int64_t row, int n) {
+        const int64_t N = s.states, R = s.rank;
+        pack(s.A + row * N, N, n, LOG2E, a + i * N * W);
+        if (R) pack(s.weight + row * R, R, n, 1.f, w + i * R * W);
+        pack(s.bias ? s.bias + row : nullptr, 1, n, 1.f, bias + i * W);
+        pack(s.D ? s.D + row : nullptr, 1, n, 1.f, skip + i * W);
+        for (int l = 0; l < W; ++l) {
+            float most = 1e-30f;
+            for (int64_t j = 0; j < N; ++j) {
+                const float x = a[(i * N + j) * W + l], size = x < 0 ? -x : x;
+                most = size > most ? size : most;
+            }
+            limit[i * W + l] = LIMIT / most;
+        }
+    }
+};
+
+// dt (after bias and softplus), du = dt u and `extra`: D u, or the slope of softplus where SLOPE. The raw step is given in
+// dt. True when some step is beyond `limit` (or NaN), so that decays need care.
+template <bool SOFTPLUS, bool SLOPE, int FETCHES>
+APART bool make_dt(const Fixed& f, int64_t i, int steps, const Tile u, Tile dt, Tile du, Tile extra,
+                   const Fetch (&fetch)[FETCHES], const Chunk& after) {
+    vi wild{};
     for (int t = 0; t < steps; ++t) {
-        vf d = load(dt[t]) + bias, k = all(1.f);
-        if (s.softplus) d = softplus(d, slope ? &k : nullptr);
-        if (slope) store(slope[t], k);
-        store(dt[t], d);
-        store(du[t], d * load(u[t]));
+        for (int k = 0; k < FETCHES; ++k) fetch[k].line(after, t);
+        for (int l = 0; l < W; l += V) {
+            vf d = load(dt[t] + l) + load(f.bias + i * W + l), slope = all(1.f);
+            if (SOFTPLUS) d = softplus<SLOPE>(d, &slope);
+            const vf x = load(u[t] + l);
+            wild |= ~((vf)((vi)d & INT32_MAX) <= load(f.limit + i * W + l));
+            store(dt[t] + l, d);
+            store(du[t] + l, d * x);
+            store(extra[t] + l, SLOPE ? slope : x * load(f.skip + i * W + l));
+        }
     }
+    int32_t any = 0;
+    for (int l = 0; l < V; ++l) any |= wild[l];
+    return any != 0;
 }
 
-inline void delta_tile(const ScanShape& s, int64_t R, const float* rows, const float* w, const float* base, int count,
+// Step before bias and softplus of block i: read, or weight times its rank form.
+inline void delta_tile(const ScanShape& s, const Fixed& f, int64_t i, const float* rows, int64_t offset, int count,
                        const Chunk& c, Tile dt) {
-    if (!R) return read_tile(base, s.dl, s.dc, count, c, dt);
-    for (int t = 0; t < c.steps; ++t) {
-        vf d{};
-        for (int64_t r = 0; r < R; ++r) d += load(w + r * V) * rows[t * R + r];
-        store(dt[t], d);
-    }
+    const int64_t R = s.rank;
+    if (!R) return read_tile(s, s.delta, offset, s.dl, s.dc, count, c, dt);
+    for (int t = 0; t < c.steps; ++t)
+        for (int l = 0; l < W; l += V) {
+            vf d{};
+            for (int64_t r = 0; r < R; ++r) d += load(f.w + (i * R + r) * W + l) * rows[t * R + r];
+            store(dt[t] + l, d);
+        }
 }
 
-inline vf channel_row(const float* row, int64_t channel, int count) {
-    vf v{};
-    if (row) for (int i = 0; i < count; ++i) v[i] = row[channel + i];
-    return v;
+// Calls run(count, first state, decays) for the states of a block, J together or one by one.
+template <int J, class Run>
+inline void each_states(bool care, int steps, const Tile dt, const float* a, int64_t N, Run run) {
+    alignas(64) Tile decays[J];
+    for (int64_t j = 0; j < N;) {
+        const int count = j + J <= N ? J : 1;
+        for (int i = 0; i < count; ++i)
+            if (care) run_decays<true>(steps, dt, a + (j + i) * W, decays[i]);
+            else run_decays<false>(steps, dt, a + (j + i) * W, decays[i]);
+        run(count, j, decays);
+        j += count;
+    }
 }
 
 int forward_task(const ScanShape& s, const Task& job) {
     const int64_t N = s.states, R = s.rank, GD = s.groups * s.width, blocks = job.last - job.first;
-    const int64_t chunks = (s.length + T - 1) / T, border = (s.width + PAD - 1) / PAD * PAD * N;
-    Scratch memory((blocks * V * (2 * N + R + 2) + T * (2 * N + R)) * sizeof(float) + 8 * 64);
+    const int64_t chunks = (s.length + T - 1) / T, border = (s.width + W - 1) / W * W * N;
+    const int size = s.kind ? 2 : 4;
+    Scratch memory((Fixed::floats(blocks, N, R) + blocks * W * N + T * (2 * N + R)) * sizeof(float) + 16 * 64);
     if (!memory.memory) return 1;
-    float *state = memory.take<float>(blocks * N * V), *a = memory.take<float>(blocks * N * V);
-    float *w = memory.take<float>(blocks * R * V), *rows = memory.take<float>(T * R);
-    float *bias = memory.take<float>(blocks * V), *skip = memory.take<float>(blocks * V);
+    Fixed fixed(memory, blocks, N, R);
+    float *state = memory.take<float>(blocks * N * W), *rows = memory.take<float>(T * R);
     float *B = memory.take<float>(T * N), *C = memory.take<float>(T * N);
     Tile u, dt, du, y;
     for (int64_t k = 0; k < s.directions; ++k) {
-        const int64_t bk = job.b * s.directions + k;
+        const int64_t bk = job.b * s.directions + k, delta = job.b * s.db + k * s.dk;
+        const bool add = k != 0 || s.add;
         for (int64_t i = 0; i < blocks; ++i) {
             const int n = lanes_of(s, job.first + i);
-            const int64_t row = k * GD + job.g * s.width + (job.first + i) * V, own = row + job.b * s.directions * GD;
-            pack(s.A + row * N, N, n, LOG2E, a + i * N * V);
-            pack(s.initial ? s.initial + own * N : nullptr, N, n, 1.f, state + i * N * V);
-            if (R) pack(s.weight + row * R, R, n, 1.f, w + i * R * V);
-            store(bias + i * V, channel_row(s.bias, row, n));
-            store(skip + i * V, channel_row(s.D, row, n));
+            const int64_t row = k * GD + job.g * s.width + (job.first + i) * W, own = row + job.b * s.directions * GD;
+            fixed.fill(s, i, row, n);
+            pack(s.initial ? s.initial + own * N : nullptr, N, n, 1.f, state + i * N * W);
         }
+        Chunk next = chunk_at(s, k, 0);
         for (int64_t q = 0; q < chunks; ++q) {
-            const Chunk c = chunk_at(s, k, q), next = chunk_at(s, k, q + 1);
-            read_rows(s.B + job.b * s.Bb + k * s.Bk + job.g * s.Bg, s.Bl, s.Bn, N, c, B);
-            read_rows(s.C + job.b * s.Cb + k * s.Ck + job.g * s.Cg, s.Cl, s.Cn, N, c, C);
-            const float* delta = s.delta + job.b * s.db + k * s.dk;
-            if (R) read_rows(delta, s.dl, s.dc, R, c, rows);
+            const Chunk c = next;
+            next = chunk_at(s, k, q + 1);
+            read_rows(s, s.B, job.b * s.Bb + k * s.Bk + job.g * s.Bg, s.Bl, s.Bn, N, c, next, B);
+            read_rows(s, s.C, job.b * s.Cb + k * s.Ck + job.g * s.Cg, s.Cl, s.Cn, N, c, next, C);
+            if (R) read_rows(s, s.delta, delta, s.dl, s.dc, R, c, next, rows);
             for (int64_t i = 0; i < blocks; ++i) {
                 const int n = lanes_of(s, job.first + i);
-                const int64_t channel = job.g * s.width + (job.first + i) * V;
-                float *h = state + i * N * V, *ai = a + i * N * V;
+                const int64_t channel = job.g * s.width + (job.first + i) * W;
+                const int64_t ahead = i + 1 < blocks ? channel + W : job.g * s.width + job.first * W;
+                const Fetch fetch[] = {{s.u, size, job.b * s.ub + ahead * s.uc, s.ul, s.uc},
+                                       {s.y, 4, job.b * s.yb + ahead * s.yc, s.yl, s.yc},
+                                       {s.delta, size, delta + ahead * s.dc, s.dl, s.dc}};
+                float *h = state + i * N * W, *a = fixed.a + i * N * W;
                 if (s.borders)
-                    std::memcpy(s.borders + ((bk * chunks + q) * s.groups + job.g) * border + (job.first + i) * V * N, h,
-                                N * V * sizeof(float));
-                fetch_tile<false>(s.u + job.b * s.ub + channel * s.uc, s.ul, s.uc, next);
-                fetch_tile<true>(s.y + job.b * s.yb + channel * s.yc, s.yl, s.yc, next);
-                if (!R) fetch_tile<false>(delta + channel * s.dc, s.dl, s.dc, next);
-                read_tile(s.u + job.b * s.ub + channel * s.uc, s.ul, s.uc, n, c, u);
-                delta_tile(s, R, rows, w + i * R * V, delta + channel * s.dc, n, c, dt);
-                make_dt(s, c.steps, load(bias + i * V), u, dt, du, nullptr);
-                const vf D = load(skip + i * V);
-                for (int t = 0; t < c.steps; ++t) store(y[t], load(u[t]) * D);
-                int64_t j = 0;
-                for (; j + 4 <= N; j += 4) run_forward<4>(c.steps, dt, du, y, h + j * V, ai + j * V, B + j, C + j, N);
-                if (N - j >= 2) { run_forward<2>(c.steps, dt, du, y, h + j * V, ai + j * V, B + j, C + j, N); j += 2; }
-                if (N - j) run_forward<1>(c.steps, dt, du, y, h + j * V, ai + j * V, B + j, C + j, N);
-                write_tile(s.y + job.b * s.yb + channel * s.yc, s.yl, s.yc, n, c, k != 0, y);
+                    std::memcpy(s.borders + ((bk * chunks + q) * s.groups + job.g) * border + (job.first + i) * W * N, h,
+                                N * W * sizeof(float));
+                read_tile(s, s.u, job.b * s.ub + channel * s.uc, s.ul, s.uc, n, c, u);
+                delta_tile(s, fixed, i, rows, delta + channel * s.dc, n, c, dt);
+                const Chunk& after = i + 1 < blocks ? c : next;
+                const bool care = s.softplus ? make_dt<true, false>(fixed, i, c.steps, u, dt, du, y, fetch, after)
+                                             : make_dt<false, false>(fixed, i, c.steps, u, dt, du, y, fetch, after);
+                each_states<AHEAD>(care, c.steps, dt, a, N, [&](int count, int64_t j, const Tile* decays) {
+                    auto run = count == 1 ? run_forward<1> : run_forward<AHEAD>;
+                    run(c.steps, decays, du, y, h + j * W, B + j, C + j, N);
+                });
+                write_tile(s.y + job.b * s.yb + channel * s.yc, s.yl, s.yc, n, c, add, y);
             }
         }
         for (int64_t i = 0; i < blocks; ++i)
-            unpack(state + i * N * V, N, lanes_of(s, job.first + i),
-                   s.last + (bk * GD + job.g * s.width + (job.first + i) * V) * N);
+            unpack(state + i * N * W, N, lanes_of(s, job.first + i),
+                   s.last + (bk * GD + job.g * s.width + (job.first + i) * W) * N);
     }
     return 0;
 }
 
 int backward_task(const ScanShape& s, const Task& job) {
     const int64_t N = s.states, R = s.rank, GD = s.groups * s.width, blocks = job.last - job.first;
-    const int64_t chunks = (s.length + T - 1) / T, border = (s.width + PAD - 1) / PAD * PAD * N;
-    Scratch memory((blocks * V * (2 * N + R + 2) + T * (2 * N + R) + T * V * (2 * N + R)) * sizeof(float) +
-                   blocks * V * (N + R + 2) * sizeof(double) + 16 * 64);
+    const int64_t chunks = (s.length + T - 1) / T, border = (s.width + W - 1) / W * W * N;
+    const int size = s.kind ? 2 : 4;
+    Scratch memory((Fixed::floats(blocks, N, R) + blocks * W * N + T * (2 * N + R) * (1 + V)) * sizeof(float) +
+                   blocks * W * (N + R + 2) * sizeof(double) + 24 * 64);
     if (!memory.memory) return 1;
-    float *arriving = memory.take<float>(blocks * N * V), *a = memory.take<float>(blocks * N * V);
-    float *w = memory.take<float>(blocks * R * V), *rows = memory.take<float>(T * R);
-    float *bias = memory.take<float>(blocks * V), *skip = memory.take<float>(blocks * V);
+    Fixed fixed(memory, blocks, N, R);
+    float *arriving = memory.take<float>(blocks * N * W), *rows = memory.take<float>(T * R);
     float *B = memory.take<float>(T * N), *C = memory.take<float>(T * N);
     float *dB = memory.take<float>(T * N * V), *dC = memory.take<float>(T * N * V), *dr = memory.take<float>(T * R * V);
-    double *dA = memory.take<double>(blocks * N * V), *dw = memory.take<double>(blocks * R * V);
-    double *dD = memory.take<double>(blocks * V), *dbias = memory.take<double>(blocks * V);
+    const int64_t sums = N + R + 2;  // of every block: dA, dweight, dD, dbias
+    double* totals = memory.take<double>(blocks * W * sums);
     Tile u, dt, du, dy, slope, drive, rate;
     for (int64_t k = 0; k < s.directions; ++k) {
-        const int64_t bk = job.b * s.directions + k;
+        const int64_t bk = job.b * s.directions + k, delta = job.b * s.db + k * s.dk, ddelta = job.b * s.fb + k * s.fk;
         for (int64_t i = 0; i < blocks; ++i) {
             const int n = lanes_of(s, job.first + i);
-            const int64_t row = k * GD + job.g * s.width + (job.first + i) * V, own = row + job.b * s.directions * GD;
-            pack(s.A + row * N, N, n, LOG2E, a + i * N * V);
-            pack(s.dlast ? s.dlast + own * N : nullptr, N, n, 1.f, arriving + i * N * V);
-            if (R) pack(s.weight + row * R, R, n, 1.f, w + i * R * V);
-            store(bias + i * V, channel_row(s.bias, row, n));
-            store(skip + i * V, channel_row(s.D, row, n));
+            const int64_t row = k * GD + job.g * s.width + (job.first + i) * W, own = row + job.b * s.directions * GD;
+            fixed.fill(s, i, row, n);
+            pack(s.dlast ? s.dlast + own * N : nullptr, N, n, 1.f, arriving + i * N * W);
         }
-        std::memset(dA, 0, blocks * N * V * sizeof(double));
-        std::memset(dw, 0, blocks * R * V * sizeof(double));
-        std::memset(dD, 0, blocks * V * sizeof(double));
-        std::memset(dbias, 0, blocks * V * sizeof(double));
+        std::memset(totals, 0, blocks * W * sums * sizeof(double));
+        Chunk next = chunk_at(s, k, chunks - 1);
         for (int64_t q = chunks - 1; q >= 0; --q) {
-            const Chunk c = chunk_at(s, k, q), next = chunk_at(s, k, q - 1);
-            read_rows(s.B + job.b * s.Bb + k * s.Bk + job.g * s.Bg, s.Bl, s.Bn, N, c, B);
-            read_rows(s.C + job.b * s.Cb + k * s.Ck + job.g * s.Cg, s.Cl, s.Cn, N, c, C);
-            const float* delta = s.delta + job.b * s.db + k * s.dk;
-            if (R) read_rows(delta, s.dl, s.dc, R, c, rows);
+            const Chunk c = next;
+            next = chunk_at(s, k, q - 1);
+            read_rows(s, s.B, job.b * s.Bb + k * s.Bk + job.g * s.Bg, s.Bl, s.Bn, N, c, next, B);
+            read_rows(s, s.C, job.b * s.Cb + k * s.Ck + job.g * s.Cg, s.Cl, s.Cn, N, c, next, C);
+            if (R) read_rows(s, s.delta, delta, s.dl, s.dc, R, c, next, rows);
             std::memset(dB, 0, c.steps * N * V * sizeof(float));
             std::memset(dC, 0, c.steps * N * V * sizeof(float));
             if (R) std::memset(dr, 0, c.steps * R * V * sizeof(float));
             for (int64_t i = 0; i < blocks; ++i) {
                 const int n = lanes_of(s, job.first + i);
-                const int64_t channel = job.g * s.width + (job.first + i) * V;
-                fetch_tile<false>(s.u + job.b * s.ub + channel * s.uc, s.ul, s.uc, next);
-                fetch_tile<false>(s.dy + job.b * s.gb + channel * s.gc, s.gl, s.gc, next);
-                fetch_tile<true>(s.du + job.b * s.yb + channel * s.yc, s.yl, s.yc, next);
-                if (!R) fetch_tile<false>(delta + channel * s.dc, s.dl, s.dc, next);
-                if (!R) fetch_tile<true>(s.ddelta + job.b * s.fb + k * s.fk + channel * s.fc, s.fl, s.fc, next);
-                read_tile(s.u + job.b * s.ub + channel * s.uc, s.ul, s.uc, n, c, u);
-                read_tile(s.dy + job.b * s.gb + channel * s.gc, s.gl, s.gc, n, c, dy);
-                delta_tile(s, R, rows, w + i * R * V, delta + channel * s.dc, n, c, dt);
-                make_dt(s, c.steps, load(bias + i * V), u, dt, du, slope);
+                const int64_t channel = job.g * s.width + (job.first + i) * W;
+                const int64_t ahead = i + 1 < blocks ? channel + W : job.g * s.width + job.first * W;
+                const Fetch fetch[] = {{s.u, size, job.b * s.ub + ahead * s.uc, s.ul, s.uc},
+                                       {s.dy, 4, job.b * s.gb + ahead * s.gc, s.gl, s.gc},
+                                       {s.du, 4, job.b * s.yb + ahead * s.yc, s.yl, s.yc},
+                                       {s.delta, size, delta + ahead * s.dc, s.dl, s.dc},
+                                       {s.ddelta, 4, ddelta + ahead * s.fc, s.fl, s.fc}};
+                read_tile(s, s.u, job.b * s.ub + channel * s.uc, s.ul, s.uc, n, c, u);
+                read_tile_of(s.dy + job.b * s.gb + channel * s.gc, s.gl, s.gc, n, c, dy);
+                delta_tile(s, fixed, i, rows, delta + channel * s.dc, n, c, dt);
+                const Chunk& after = i + 1 < blocks ? c : next;
+                const bool care = s.softplus ? make_dt<true, true>(fixed, i, c.steps, u, dt, du, slope, fetch, after)
+                                             : make_dt<false, true>(fixed, i, c.steps, u, dt, du, slope, fetch, after);
                 std::memset(drive, 0, sizeof drive);
                 std::memset(rate, 0, sizeof rate);
                 const Adjoint m = {dt, du, dy, drive, rate};
-                const float* h = s.borders + ((bk * chunks + q) * s.groups + job.g) * border + (job.first + i) * V * N;
-                float *g = arriving + i * N * V, *ai = a + i * N * V;
-                double* dAi = dA + i * N * V;
-                int64_t j = 0;
-                for (; j + 4 <= N; j += 4)
-                    run_backward<4>(c.steps, m, h + j * V, g + j * V, ai + j * V, dAi + j * V, B + j, C + j, N, dB + j * V, dC + j * V);
-                if (N - j >= 2) {
-                    run_backward<2>(c.steps, m, h + j * V, g + j * V, ai + j * V, dAi + j * V, B + j, C + j, N, dB + j * V, dC + j * V);
-                    j += 2;
-                }
-                if (N - j)
-                    run_backward<1>(c.steps, m, h + j * V, g + j * V, ai + j * V, dAi + j * V, B + j, C + j, N, dB + j * V, dC + j * V);
-                const vf D = load(skip + i * V);
-                vf sumD{}, sumbias{};
-                for (int t = 0; t < c.steps; ++t) {
-                    const vf x = load(u[t]), y = load(dy[t]), f = load(drive[t]);
-                    const vf raw = (load(rate[t]) * LN2 + x * f) * load(slope[t]);
-                    sumD += y * x;
-                    sumbias += raw;
-                    store(rate[t], raw);
-                    store(drive[t], load(dt[t]) * f + D * y);
-                }
-                add_double(dD + i * V, sumD);
-                add_double(dbias + i * V, sumbias);
-                write_tile(s.du + job.b * s.yb + channel * s.yc, s.yl, s.yc, n, c, k != 0, drive);
-                if (!R) write_tile(s.ddelta + job.b * s.fb + k * s.fk + channel * s.fc, s.fl, s.fc, n, c, false, rate);
-                for (int64_t r = 0; r < R; ++r) {
-                    const vf wr = load(w + (i * R + r) * V);
-                    vf sum{};
+                const float* h = s.borders + ((bk * chunks + q) * s.groups + job.g) * border + (job.first + i) * W * N;
+                float *g = arriving + i * N * W, *a = fixed.a + i * N * W;
+                double* sum = totals + i * W * sums;
+                each_states<BACK>(care, c.steps, dt, a, N, [&](int count, int64_t j, const Tile* decays) {
+                    auto run = count == 1 ? run_backward<1> : run_backward<BACK>;
+                    run(c.steps, m, decays, h + j * W, g + j * W, a + j * W, sum + j * W, B + j, C + j, N, dB + j * V, dC + j * V);
+                });
+                for (int l = 0; l < W; l += V) {
+                    const vf D = load(fixed.skip + i * W + l);
+                    vf sumD{}, sumbias{};
                     for (int t = 0; t < c.steps; ++t) {
-                        float* to = dr + (t * R + r) * V;
-                        store(to, load(to) + load(rate[t]) * wr);
-                        sum += load(rate[t]) * rows[t * R + r];
+                        const vf x = load(u[t] + l), y = load(dy[t] + l), f = load(drive[t] + l);
+                        const vf raw = (load(rate[t] + l) * LN2 + x * f) * load(slope[t] + l);
+                        sumD += y * x;
+                        sumbias += raw;
+                        store(rate[t] + l, raw);
+                        store(drive[t] + l, load(dt[t] + l) * f + D * y);
                     }
-                    add_double(dw + (i * R + r) * V, sum);
+                    for (int64_t r = 0; r < R; ++r) {
+                        const vf wr = load(fixed.w + (i * R + r) * W + l);
+                        vf sumw{};
+                        for (int t = 0; t < c.steps; ++t) {
+                            float* to = dr + (t * R + r) * V;
+                            store(to, load(to) + load(rate[t] + l) * wr);
+                            sumw += load(rate[t] + l) * rows[t * R + r];
+                        }
+                        add_double(sum + (N + r) * W + l, sumw);
+                    }
+                    add_double(sum + (N + R) * W + l, sumD);
+                    add_double(sum + (N + R + 1) * W + l, sumbias);
                 }
+                write_tile(s.du + job.b * s.yb + channel * s.yc, s.yl, s.yc, n, c, k != 0, drive);
+                if (!R) write_tile(s.ddelta + ddelta + channel * s.fc, s.fl, s.fc, n, c, false, rate);
             }
             const int64_t at = job.part * s.part + job.b * s.eb + k * s.ek + job.g * s.eg;
             write_rows(s.dB + at, s.el, s.en, N, c, dB);
@@ -526,12 +663,13 @@ int backward_task(const ScanShape& s, const Task& job) {
         }
         for (int64_t i = 0; i < blocks; ++i) {
             const int n = lanes_of(s, job.first + i);
-            const int64_t own = bk * GD + job.g * s.width + (job.first + i) * V;
-            unpack(dA + i * N * V, N, n, s.dA + own * N);
-            unpack(dw + i * R * V, R, n, s.dweight + own * R);
-            unpack(dD + i * V, 1, n, s.dD + own);
-            unpack(dbias + i * V, 1, n, s.dbias + own);
-            unpack(arriving + i * N * V, N, n, s.dinitial + own * N);
+            const int64_t own = bk * GD + job.g * s.width + (job.first + i) * W;
+            const double* sum = totals + i * W * sums;
+            unpack(sum, N, n, s.dA + own * N);
+            unpack(sum + N * W, R, n, s.dweight + own * R);
+            unpack(sum + (N + R) * W, 1, n, s.dD + own);
+            unpack(sum + (N + R + 1) * W, 1, n, s.dbias + own);
+            unpack(arriving + i * N * W, N, n, s.dinitial + own * N);
         }
     }
     return 0;

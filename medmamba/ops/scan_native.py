@@ -17,16 +17,17 @@ from torch import Tensor
 
 from medmamba.errors import ShapeError
 from medmamba.ops.scan_build import library
-from medmamba.ops.scan_inputs import ScanGradients, ScanInputs, ScanOutputs, empty_gradients, empty_outputs
+from medmamba.ops.scan_inputs import ScanGradients, ScanInputs, ScanOutputs, empty_outputs
 
+KINDS = (torch.float32, torch.bfloat16, torch.float16)  # of u, delta, B and C; everything else is float32
 SMALL = 1 << 18  # state updates below which a second thread costs more than it brings
 _INTEGERS = re.findall(
     r"\w+",
-    "batch directions groups width states rank length softplus reverse_mask "
+    "batch directions groups width states rank length softplus reverse_mask kind add "
     "ub ul uc yb yl yc gb gl gc db dk dl dc fb fk fl fc Bb Bk Bg Bl Bn Cb Ck Cg Cl Cn",
 )
 _POINTERS = re.findall(
-    r"\w+", "order u delta weight A B C D bias initial y last borders dy dlast du ddelta dB dC dinitial"
+    r"\w+", "order u delta B C weight A D bias initial y last borders dy dlast du ddelta dB dC dinitial"
 )
 _TAIL = ("eb", "ek", "eg", "el", "en", "part")
 _SUMS = ("dA", "dD", "dbias", "dweight")
@@ -64,54 +65,54 @@ class _Pool:
 _POOL = _Pool()
 
 
-def forward(inputs: ScanInputs, *, save: bool, isa: str) -> ScanOutputs:
-    """y, last state and border states (float32, CPU)."""
+def forward(inputs: ScanInputs, *, save: bool, isa: str, into: Tensor | None = None) -> ScanOutputs:
+    """y, last state and border states (float32, CPU). With `into` (B, L, D) float32, y is added to what it holds."""
     inputs = _dense(inputs)
-    out = empty_outputs(inputs, save)
-    shape = _describe(inputs, out.y)
-    shape.y, shape.last = out.y.data_ptr(), out.last.data_ptr()
+    out = empty_outputs(inputs if into is None else inputs._replace(u=inputs.u[:, :0]), save)
+    y = out.y if into is None else into
+    shape = _describe(inputs, y)
+    shape.y, shape.last, shape.add = y.data_ptr(), out.last.data_ptr(), int(into is not None)
     shape.borders = out.borders.data_ptr() if save else None
     _run(isa, "scan_forward", shape, _splits(isa, inputs))
-    return out
+    return out._replace(y=y)
 
 
 def backward(
     inputs: ScanInputs, borders: Tensor, grad_y: Tensor, grad_last: Tensor | None, *, isa: str
 ) -> ScanGradients:
-    """Gradients of `forward` from its border states and the cotangents of y and of the last state."""
+    """Gradients of `forward`, all float32, from its border states and the cotangents of y and of the last state."""
     inputs = _dense(inputs)
-    out, splits = empty_gradients(inputs), _splits(isa, inputs)
+    splits = _splits(isa, inputs)
     batch, directions, channels, states = inputs.state_shape()
     rank = 0 if inputs.weight is None else inputs.weight.shape[2]
-    sums = [
-        torch.empty(batch, directions, channels, count, dtype=torch.float64) for count in (states, 1, 1, max(rank, 1))
-    ]
-    parts = [(x if splits == 1 else x.new_empty(splits, *x.shape)) for x in (out.B, out.C)]
-    initial = inputs.u.new_empty(inputs.state_shape())
-    rank_parts = inputs.u.new_empty(splits * inputs.B.shape[2], *inputs.delta.shape) if rank else out.delta
+    sums = [torch.empty(batch, directions, channels, count, dtype=torch.float64) for count in (states, 1, 1, rank or 1)]
+    du, ddelta, dB = (torch.empty_like(x, dtype=torch.float32) for x in (inputs.u, inputs.delta, inputs.B))
+    parts = [(x if splits == 1 else x.new_empty(splits, *x.shape)) for x in (dB, torch.empty_like(dB))]
+    dinitial = du.new_empty(inputs.state_shape())
+    rank_parts = du.new_empty(splits * inputs.B.shape[2], *ddelta.shape) if rank else ddelta
     grad_last = None if grad_last is None else grad_last.contiguous()
-    shape = _describe(inputs, out.u)
+    shape = _describe(inputs, du)
     shape.borders, shape.dy, shape.dlast = borders.data_ptr(), grad_y.data_ptr(), _address(grad_last)
-    shape.du, shape.ddelta, shape.dinitial = out.u.data_ptr(), rank_parts.data_ptr(), initial.data_ptr()
+    shape.du, shape.ddelta, shape.dinitial = du.data_ptr(), rank_parts.data_ptr(), dinitial.data_ptr()
     shape.dB, shape.dC = (x.data_ptr() for x in parts)
     (shape.eb, shape.ek, shape.eg, shape.el, shape.en) = parts[0].stride()[-5:]
     shape.part = parts[0].stride(0) if splits > 1 else 0
-    (shape.fb, shape.fk, shape.fl, shape.fc) = out.delta.stride()
+    (shape.fb, shape.fk, shape.fl, shape.fc) = ddelta.stride()
     (shape.gb, shape.gl, shape.gc) = grad_y.stride()
     shape.dA, shape.dD, shape.dbias, shape.dweight = (x.data_ptr() for x in sums)
     _run(isa, "scan_backward", shape, splits)
     dA, dD, dbias, dweight = (x.sum(0).to(torch.float32) for x in sums)
     dB, dC = (x if splits == 1 else x.sum(0) for x in parts)
     return ScanGradients(
-        out.u,
-        rank_parts.sum(0) if rank else out.delta,
-        dweight if rank else out.weight,
+        du,
+        rank_parts.sum(0) if rank else ddelta,
+        dweight if rank else du.new_empty(0),
         dA,
         dB,
         dC,
-        out.D if inputs.D is None else dD[..., 0],
-        out.bias if inputs.bias is None else dbias[..., 0],
-        out.initial if inputs.initial is None else initial,
+        du.new_empty(0) if inputs.D is None else dD[..., 0],
+        du.new_empty(0) if inputs.bias is None else dbias[..., 0],
+        du.new_empty(0) if inputs.initial is None else dinitial,
     )
 
 
@@ -131,7 +132,8 @@ def _describe(inputs: ScanInputs, like_u: Tensor) -> _Shape:
     groups = inputs.B.shape[2]
     rank = 0 if inputs.weight is None else inputs.weight.shape[2]
     numbers = (batch, directions, groups, channels // groups, states, rank, inputs.u.shape[1], int(inputs.softplus),
-               inputs.reverse_mask, *inputs.u.stride(), *like_u.stride(), 0, 0, 0, *inputs.delta.stride(), 0, 0, 0, 0,
+               inputs.reverse_mask, KINDS.index(inputs.u.dtype), 0,
+               *inputs.u.stride(), *like_u.stride(), 0, 0, 0, *inputs.delta.stride(), 0, 0, 0, 0,
                *inputs.B.stride(), *inputs.C.stride())  # fmt: skip
     shape = _Shape(*numbers)
     order = inputs.order

@@ -134,3 +134,22 @@ def test_json_round_trip_and_refusals() -> None:
         Channel(role="ct", clip=(3.0, 3.0))
     with pytest.raises(ConfigError, match="spacing"):
         Preprocessing(channels=contract.channels, windowing=WINDOWING, spacing=(1.0, 1.0))
+
+
+def test_wrong_units_and_nan_are_refused_before_the_first_window() -> None:
+    """CT without its intercept (0..4095) or scaled to 0..1 is not Hounsfield; a scaling that is fixed needs no pass of
+    statistics, and is refused all the same."""
+    channel = Channel(role="ct", clip=(-200, 300), scaling="fixed", low_between=(-1200, -500), high_between=(100, 2000))
+    contract = Preprocessing(channels=(channel,), windowing=WINDOWING, canonical=False)
+    hounsfield = np.random.default_rng(0).uniform(-1000, 900, (1, 6, 7, 8)).astype(np.float32)
+    holes = hounsfield.copy()
+    holes[0, :1] = np.nan
+    grid = Grid((6, 7, 8), np.eye(4), RAS)
+    assert contract.forward({"ct": ArraySource(Image(hounsfield, grid, ("0",)))}).grid == grid
+    for array, code in [(hounsfield + 1024, "wrong_units"), (hounsfield / 4096, "wrong_units"), (holes, "non_finite")]:
+        with pytest.raises(InputError) as caught:
+            contract.forward({"ct": ArraySource(Image(array, grid, ("0",)))})
+        assert caught.value.code == code
+    assert Preprocessing.from_json(json.loads(json.dumps(contract.to_json()))) == contract
+    with pytest.raises(ConfigError, match="low_between"):
+        Channel(role="ct", low_between=(1.0, 0.0))

@@ -109,7 +109,7 @@ def test_a_skipped_window_scores_zero() -> None:
         classes=1,
         windowing=Windowing(size=(4, 8), overlap=(0, 0), skip_below=0.0),
     )
-    assert notes.skipped == 3
+    assert notes.windows_skipped == 3
     np.testing.assert_allclose(sink.array[..., 24:], 3.7, rtol=1e-6)
     assert not sink.array[..., :24].any()
 

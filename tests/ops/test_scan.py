@@ -50,7 +50,7 @@ def check(
     for function, kind, extra in ((scan_sequential, torch.float64, {}), (selective_scan, dtype, {"backend": backend})):
         leaves = {name: x.to(kind).requires_grad_() for name, x in args.items()}
         y, last = function(**leaves, return_last_state=True, **flags, **extra)
-        weights = [torch.linspace(-1, 1, x.numel(), dtype=kind).reshape(x.shape) for x in (y, last)]
+        weights = [torch.linspace(-1, 1, x.numel(), dtype=kind, device=x.device).reshape(x.shape) for x in (y, last)]
         loss = (y * weights[0]).sum() + (last * weights[1]).sum()
         sides.append(((y, last), torch.autograd.grad(loss, list(leaves.values()))))
     (truth, truth_grads), (found, found_grads) = sides

@@ -50,7 +50,7 @@ def check(args: dict[str, Tensor], backend: str, directions: object, dtype: torc
     ):
         leaves = {k: v.to(kind).requires_grad_() for k, v in args.items()}
         y, last = function(**leaves, delta_softplus=True, directions=directions, **extra)
-        weights = [torch.linspace(-1, 1, x.numel(), dtype=kind).reshape(x.shape) for x in (y, last)]
+        weights = [torch.linspace(-1, 1, x.numel(), dtype=kind, device=x.device).reshape(x.shape) for x in (y, last)]
         loss = (y * weights[0]).sum() + (last * weights[1]).sum()
         sides.append((y, last, *torch.autograd.grad(loss, list(leaves.values()))))
     floor = 0.01 * max(x.abs().max() for x in sides[0][2:])
@@ -100,6 +100,67 @@ def test_channels_first_views_are_taken_as_they_are(backend: str) -> None:
     args["delta"] = args["delta"].permute(0, 1, 4, 2, 3).contiguous().permute(0, 1, 3, 4, 2)
     view = selective_scan_directions(**args, delta_softplus=True, directions=all_directions(2), backend=backend)
     torch.testing.assert_close(view, plain)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_read_as_it_is(backend: str, dtype: torch.dtype) -> None:
+    """16-bit map, float32 parameters and state; both memory layouts; gradients come in the dtype of their input."""
+    big = ("u", "delta", "B", "C")
+    args = {k: v.to(dtype) if k in big else v.float() for k, v in make((5, 13), 4, 24, 3, 1, 0, 0).items()}
+    wide = {k: v.double().requires_grad_() for k, v in args.items()}
+    exact, _ = scan_directions_sequential(**wide, delta_softplus=True, directions=all_directions(2))
+    wanted = torch.autograd.grad(exact.square().sum(), list(wide.values()))
+    for first in (False, True):
+        leaves = dict(args)
+        if first:
+            leaves |= {k: v.movedim(-1, 1).contiguous().movedim(1, -1) for k, v in args.items() if k in big}
+        leaves = {k: v.detach().requires_grad_() for k, v in leaves.items()}
+        y = selective_scan_directions(**leaves, delta_softplus=True, directions=all_directions(2), backend=backend)
+        assert y.dtype == dtype
+        assert (y - exact).abs().max() <= torch.finfo(dtype).eps * exact.abs().max()  # one rounding of the output
+        grads = torch.autograd.grad(y.float().square().sum(), list(leaves.values()))
+        for x, found, truth in zip(leaves.values(), grads, wanted):
+            assert found.dtype == x.dtype
+            assert (found - truth).abs().max() <= 4 * torch.finfo(dtype).eps * truth.abs().max()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_float16_number_is_read_exactly(backend: str) -> None:
+    """Zero state and C, D = 1: y is u, bit for bit, subnormals and infinities included."""
+    u = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(torch.float16).view(1, -1, 64)
+    zero = torch.zeros(1, 1, u.shape[1], 64, dtype=torch.float16)
+    B = zero[..., :2]
+    y = torch.zeros(u.shape)
+    finite = torch.where(u.isfinite(), u, 0)
+    selective_scan_directions(
+        finite, zero, -torch.ones(1, 64, 2), B, B, torch.ones(1, 64), directions=[(0, 1)], into=y, backend=backend
+    )
+    assert torch.equal(y, finite.float())
+    y = selective_scan_directions(
+        u, zero, -torch.ones(1, 64, 2), B, B, torch.ones(1, 64), directions=[(0, 1)], backend=backend
+    )
+    assert not y[~u.isfinite()].isfinite().any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_result_is_added_into_a_given_map(backend: str, dtype: torch.dtype) -> None:
+    args = {k: v.to(dtype) for k, v in make((6, 7), 4, 24, 3, 2, 2, 0).items()}
+    how = {"delta_softplus": True, "directions": all_directions(2), "backend": backend, "return_last_state": True}
+    y, last = selective_scan_directions(**args, **how)
+    start = torch.randn(y.shape, dtype=dtype)
+    into = start.clone()
+    result, state = selective_scan_directions(**args, **how, into=into)
+    assert result is into
+    torch.testing.assert_close(into, start + y)
+    torch.testing.assert_close(state, last)
+    leaf = start.clone().requires_grad_()
+    args["u"].requires_grad_()
+    result, _ = selective_scan_directions(**args, **how, into=leaf * 2)
+    torch.testing.assert_close(result, 2 * start + y)
+    assert torch.equal(torch.autograd.grad(result.sum(), leaf, retain_graph=True)[0], torch.full_like(start, 2))
+    assert torch.autograd.grad(result.sum(), args["u"])[0].abs().sum() > 0
 
 
 def test_orders_are_the_known_four_and_six() -> None:

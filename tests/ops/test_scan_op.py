@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medmamba.layers.ss2d import SS2D
 from medmamba.ops import backend, scan_build
 from medmamba.ops.scan import scan_sequential, selective_scan
-from medmamba.ops.scan_op import scan_op
+from medmamba.ops.scan_op import scan_into_op, scan_op
 from medmamba.ops.tripwire import NonFiniteError, tripwire
 
 
@@ -32,6 +33,13 @@ def test_opcheck(name: str) -> None:
     args = (u.mT, delta.mT.unsqueeze(1), None, A[None], B.mT[:, None, None], C.mT[:, None, None], D[None], None, None,
             None, 1, True, True, name)  # fmt: skip
     torch.library.opcheck(scan_op, args, test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))
+
+
+def test_opcheck_of_the_adding_form() -> None:
+    u, delta, A, B, C, D = arguments()
+    args = (u.mT, delta.mT.unsqueeze(1), None, A[None], B.mT[:, None, None], C.mT[:, None, None], D[None], None, None,
+            None, 0, True, torch.zeros(2, 40, 8), "auto")  # fmt: skip
+    torch.library.opcheck(scan_into_op, args, test_utils=("test_schema", "test_faketensor"))
 
 
 def test_compile_sees_one_op() -> None:
@@ -115,6 +123,18 @@ def test_tripwire_names_the_layer() -> None:
     assert caught.value.layer == "1.1"
     with tripwire(network), pytest.raises(NonFiniteError, match="input"):
         network(torch.full((2, 3), float("nan")))
+
+
+def test_tripwire_names_the_layer_with_the_scan() -> None:
+    network = nn.Sequential(nn.Identity(), SS2D(8, state=2))
+    x = torch.randn(1, 8, 4, 5, requires_grad=True)
+    with tripwire(network):
+        network(x).sum().backward()  # a sound network passes, forward and backward
+    with torch.no_grad():
+        network[1].A_logs[3] = float("nan")
+    with tripwire(network), pytest.raises(NonFiniteError) as caught:
+        network(x)
+    assert caught.value.layer.startswith("1")
 
 
 def test_tripwire_costs_nothing_outside() -> None:

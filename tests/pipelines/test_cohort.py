@@ -10,12 +10,13 @@ import pytest
 
 from medmamba.errors import ConfigError
 from pipelines import cohort
+from pipelines.manifest import read_rows
 from tests.pipelines.cohort_maker import LABELS, write_cohort, write_nifti
 
 
 def test_csv_and_json_give_the_same_cases(tmp_path: Path) -> None:
     manifest = write_cohort(tmp_path, cases=3, size=8)
-    rows = cohort.read_rows(manifest)
+    rows = read_rows(manifest)
     (tmp_path / "m.json").write_text(json.dumps({"cases": rows}))
     cases = cohort.read(manifest, ["t1"], labels=tuple(LABELS))
     (tmp_path / "m.csv").write_text(manifest.read_text().replace(",", ";"))

@@ -24,15 +24,6 @@ from pipelines.train import learning_rate, train
 from tests.pipelines.cohort_maker import LABELS, run_values, write_cohort, write_nifti
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    """Sums in one order, and quicker at these sizes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_cohort(tmp_path_factory.mktemp("cohort"))

@@ -21,7 +21,7 @@ def make_bundle(folder: Path, *, seed: int = 0, roles: tuple[str, ...] = ("ct",)
         "spatial_dims": 3,
         "in_channels": len(roles),
         "out_channels": 3,
-        "widths": [2, 2],
+        "widths": [2, 4],
         "depths": [1, 1],
         "state": 1,
         "mixer_from": 9,
