@@ -224,6 +224,7 @@ def check(
         str | None, typer.Option(help="Name of its layout; recognised by its folders unless given.")
     ] = None,
     order: Annotated[str | None, typer.Option(help="Order of its class ids: mambacd, open_cd, landsat_scd.")] = None,
+    config: ConfigOption = None,
 ) -> None:
     """Every fault of a data set: a table, nnU-Net, BIDS, a MONAI list; or a change data set (LEVIR-CD, SECOND,
     Landsat-SCD, MambaCD). Exit code 1 with any fault."""
