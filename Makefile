@@ -32,7 +32,10 @@ lint: venv
 	$(BIN)/mypy
 
 bench: venv
-	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	for name in scan reversible inference change; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+bench-learning: venv # an hour on two cores; finished runs are kept, so it may be stopped
+	$(BIN)/python benchmarks/learning.py
 
 bench-gpu: venv
 	$(BIN)/python benchmarks/scan_gpu.py
