@@ -5,7 +5,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
 
-.PHONY: venv demo test test-slow lint bench bench-gpu clean
+.PHONY: venv demo test test-slow lint bench bench-learning bench-gpu clean
 
 venv: .venv/ready
 

@@ -1,8 +1,8 @@
 """A small labelled cohort from one real head: the MNI152 template and its tissue maps, carried by the nilearn package.
 
-Every case is that head after a random smooth deformation, with its own contrast, bias field, noise, spacing, axis order
-and sometimes a tilted scanner grid. Labels: 1 grey matter, 2 white matter (probability above one half). All cases come
-from ONE head: a figure on them shows that the programs work and says nothing about patients.
+Every case is that head after a random smooth deformation, with its own contrast, bias field, noise, axis order and
+sometimes a tilted scanner grid of its own spacing. Labels: 1 grey matter, 2 white matter (probability above one half).
+All cases come from ONE head: a figure on them shows that the programs work and says nothing about patients.
 """
 
 from __future__ import annotations
@@ -113,8 +113,8 @@ def read_head() -> Head:
 
 
 def scanner_grid(rng: np.random.Generator, *, tilted: bool) -> Grid:
-    """About 64 x 80 x 64 cells (z, y, x) of 2.8-3.2 mm around the head, turned by up to 10 degrees when `tilted`."""
-    spacing = SPACING_MM * rng.uniform(0.94, 1.06, 3)
+    """64 x 80 x 64 cells (z, y, x) of 3 mm around the head; `tilted`: of 2.8-3.2 mm, turned by up to 10 degrees."""
+    spacing = SPACING_MM * (rng.uniform(0.94, 1.06, 3) if tilted else np.ones(3))
     shape = np.round(np.array(FIELD_MM) / spacing).astype(int)
     steps = np.fliplr(np.diag(spacing[::-1]))  # columns: z, y, x steps in world x, y, z
     if tilted:

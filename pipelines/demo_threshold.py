@@ -30,7 +30,7 @@ def fit_thresholds(cases: Sequence[LabelledCase]) -> tuple[float, float]:
         everything = _counts(values)
         grey, white = (int((labels == tissue).sum()) for tissue in TISSUES)
         inside = above[1][:, None] - above[1][None, :]  # grey matter between lower (rows) and upper (columns)
-        found = everything[:, None] - everything[None, :]
+        found = (everything[:, None] - everything[None, :]).clip(min=0)  # below the diagonal there is none
         scores += 2 * inside / (found + grey) + (2 * above[2] / (everything + white))[None, :]
     scores[np.tril_indices(len(LEVELS))] = -np.inf  # lower < upper
     low, high = np.unravel_index(scores.argmax(), scores.shape)

@@ -1,5 +1,7 @@
 """Convolution and normalisation by rank: `CONV[rank](...)` for 1, 2 and 3 spatial axes."""
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -42,8 +44,19 @@ def same_conv(
 
 def upsample_to(map_: Tensor, stride: tuple[int, ...], size: tuple[int, ...]) -> Tensor:
     """Repeat every cell of (B, C, *space) `stride` times (nearest) and crop the far end to `size`."""
-    map_ = F.interpolate(map_, scale_factor=tuple(map(float, stride)), mode="nearest")
-    for axis, length in enumerate(size, start=2):
+    return crop_to(F.interpolate(map_, scale_factor=tuple(map(float, stride)), mode="nearest"), size)
+
+
+def pad_to_multiple(map_: Tensor, multiple: Sequence[int]) -> Tensor:
+    """(B, C, *space) with edge values repeated at the far ends up to the next multiple, per axis."""
+    lacking = [-n % m for n, m in zip(map_.shape[2:], multiple, strict=True)]
+    pads = [p for n in reversed(lacking) for p in (0, n)]
+    return F.pad(map_, pads, mode="replicate") if any(lacking) else map_
+
+
+def crop_to(map_: Tensor, space: Sequence[int]) -> Tensor:
+    """(B, C, *space) without what lies beyond `space` at the far ends; a view."""
+    for axis, length in enumerate(space, start=2):
         map_ = map_.narrow(axis, 0, length)
     return map_
 

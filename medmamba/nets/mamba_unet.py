@@ -1,33 +1,43 @@
-"""Mamba U-Net for dense prediction, 2D and 3D: (B, C, *space) -> (B, K, *space), any size.
+"""Mamba U-Net for dense prediction in 2D and 3D, reversible from stem to scores: (B, C, *space) -> (B, K, *space).
 
-Letters in this file: B batch, C channels, K output channels, D channels of a scan, L positions, N states.
-A block is x + W2 m(SiLU(conv(LayerNorm(x)))) with m(t) = t + scan(t), the scan in both directions along the raster
-order whose slowest axis changes from block to block. Norms are over channels alone, so a patch and a whole image agree.
-Selective scan: Gu and Dao, "Mamba", section 3; truth for tests: ops.scan.scan_sequential. Maps are kept channels-last.
+Letters in this file: B batch, C channels, K output channels; the body works on two halves (B, *space, width / 2).
+Stem: 3^d convolution, snapped. Level: couplings a += F(b), b += G(a). F, G: norm over channels, 3^d convolution, SiLU,
+t + mixer(t), 1 x 1, snapped. Down: lifted Haar of all channels; up: its inverse. Head: norm over channels, 1 x 1.
+Norms look at one position alone, so a patch, a whole image and an image in slabs agree; the routes of the mixers by
+default have the first axis slowest, so that a map can come in slabs along it.
+Truth for tests: gradients of the stored run; ops.scan.scan_sequential; forward of inverse.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from types import EllipsisType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medmamba.errors import ConfigError, ShapeError
-from medmamba.layers.mamba import inverse_softplus_steps
-from medmamba.layers.nd import CONV, CONV_TRANSPOSE, channels_first, channels_last, same_conv
-from medmamba.ops.scan import selective_scan
+from medmamba.layers.grid import Grid
+from medmamba.layers.haar import DOWN
+from medmamba.layers.mixers import MIXERS, Mixer
+from medmamba.layers.nd import channels_first, channels_last, crop_to, pad_to_multiple, same_conv
+from medmamba.layers.reversible import MODES, Reversible, State, Step, Undone, coupling
+from medmamba.layers.strided import Stem, StridedDown, StridedUp
+from medmamba.routes import ROUTES, STREAMABLE
 
-MIXERS = ("s6", "none")
+GROUP = 8  # channels a group of the grouped convolution
+EXPAND = 2  # of the inverted bottleneck
+COUPLINGS = ("snapped", "plain")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MambaUNetConfig:
-    """`widths` and `depths` (blocks, going down and up alike) per level, finest first; `strides` between levels, one
-    tuple of `spatial_dims` numbers each (None: 2 on every axis). `mixer` works from level `mixer_from` down."""
+    """`widths` and `depths` (couplings, going down and up alike) per level, finest first; `strides` between levels, one
+    tuple of `spatial_dims` numbers each (None: 2 on every axis). "haar" and "split" double the width at each level;
+    "strided" (convolutions, not invertible) takes any even one. `mixer` works from level `mixer_from` down, over
+    `routes` in turn. `coupling` "snapped" rounds to multiples of 2**-grid_bits: exact inverse, values below
+    2**(24 - grid_bits)."""
 
     spatial_dims: int = 3
     in_channels: int = 1
@@ -35,21 +45,40 @@ class MambaUNetConfig:
     widths: tuple[int, ...] = (16, 32, 64)
     depths: tuple[int, ...] = (2, 2, 2)
     strides: tuple[tuple[int, ...], ...] | None = None
-    state: int = 8
+    down: str = "haar"
     mixer: str = "s6"
     mixer_from: int = 1
+    state: int = 8
+    routes: tuple[str, ...] = ("raster", "plane_columns")
+    branch: str = "dense"
+    coupling: str = "snapped"
+    grid_bits: int = 14
 
     def __post_init__(self) -> None:
         if self.spatial_dims not in (2, 3):
             raise ConfigError(f"spatial_dims={self.spatial_dims}: a Mamba U-Net has 2 or 3")
-        if self.mixer not in MIXERS:
-            raise ConfigError(f"unknown mixer {self.mixer!r}; known: {', '.join(MIXERS)}")
+        known = {"mixer": (*MIXERS, "none"), "down": (*DOWN, "strided"), "branch": tuple(BRANCHES),
+                 "coupling": COUPLINGS}  # fmt: skip
+        for name, names in known.items():
+            if getattr(self, name) not in names:
+                raise ConfigError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(names)}")
+        unknown = sorted(set(self.routes) - set(ROUTES))
+        if unknown or not self.routes:
+            raise ConfigError(f"unknown routes {unknown}: give one or more of {', '.join(ROUTES)}")
+        self._check_levels()
+
+    def _check_levels(self) -> None:
         if not self.widths or len(self.widths) != len(self.depths):
             raise ConfigError(f"widths {self.widths} and depths {self.depths}: one of each for every level")
         if min(*self.widths, *self.depths, self.state, self.in_channels, self.out_channels) < 1:
             raise ConfigError(f"widths, depths, state and channels must be 1 or more, got {self}")
-        if len(self.steps) != len(self.widths) - 1 or any(
-            len(s) != self.spatial_dims or min(s) < 1 for s in self.steps
+        if any(w % 2 for w in self.widths):
+            raise ConfigError(f"widths {self.widths}: a coupling works on halves, so every width must be even")
+        if self.down != "strided" and any(b != 2 * a for a, b in zip(self.widths, self.widths[1:])):
+            doubled = tuple(self.widths[0] * 2**i for i in range(len(self.widths)))
+            raise ConfigError(f"widths {self.widths}: down={self.down!r} doubles the width; give {doubled}")
+        if len(self.level_strides) != len(self.widths) - 1 or any(
+            len(s) != self.spatial_dims or min(s) < 1 for s in self.level_strides
         ):
             raise ConfigError(
                 f"strides {self.strides}: give {len(self.widths) - 1} for {len(self.widths)} levels, "
@@ -57,7 +86,7 @@ class MambaUNetConfig:
             )
 
     @property
-    def steps(self) -> tuple[tuple[int, ...], ...]:
+    def level_strides(self) -> tuple[tuple[int, ...], ...]:
         """The strides, defaults filled in."""
         if self.strides is None:
             return ((2,) * self.spatial_dims,) * (len(self.widths) - 1)
@@ -66,118 +95,144 @@ class MambaUNetConfig:
     @property
     def multiple(self) -> tuple[int, ...]:
         """Sizes that need no padding are multiples of this, per axis."""
-        return tuple(math.prod(s[axis] for s in self.steps) for axis in range(self.spatial_dims))
+        return tuple(math.prod(s[axis] for s in self.level_strides) for axis in range(self.spatial_dims))
+
+    @property
+    def streamable(self) -> bool:
+        """Whether every route has the first axis slowest."""
+        return self.mixer in ("none", "vssd") or set(self.routes) <= set(STREAMABLE)
 
 
-class RasterScan(nn.Module):
-    """Selective scan forth and back over a map (B, *space, D), `axis` slowest; the sum of both, same shape.
+class DenseBranch(nn.Module):
+    """Half (B, *space, C) -> its change: norm, 3^d convolution, SiLU, t + mixer(t), 1 x 1."""
 
-    The two directions are two groups of one scan. Always float32 (float64 stays), whatever autocast says.
-    """
+    groups_of: int | None = None  # channels a group; None: all
 
-    def __init__(self, width: int, *, state: int, axis: int) -> None:
+    def __init__(self, width: int, rank: int, mixer: Mixer | None) -> None:
         super().__init__()
-        self.width, self.state, self.axis, self.rank = width, state, axis, math.ceil(width / 16)
-        self.project = nn.Linear(width, 2 * (self.rank + 2 * state), bias=False)
-        self.step = nn.Parameter(torch.empty(2, width, self.rank).uniform_(-(self.rank**-0.5), self.rank**-0.5))
-        self.step_bias = nn.Parameter(inverse_softplus_steps(2 * width))
-        self.A_log = nn.Parameter(torch.arange(1, state + 1, dtype=torch.float32).log().repeat(2 * width, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        spatial = list(range(1, x.ndim - 1))
-        order = spatial[self.axis :] + spatial[: self.axis]
-        turned = x.permute(0, *order, x.ndim - 1)
-        with torch.autocast(x.device.type, enabled=False):
-            y = self._both_ways(turned.flatten(1, -2).to(self.A_log.dtype)).view(turned.shape)
-        back = [order.index(a) + 1 for a in spatial]
-        return y.permute(0, *back, x.ndim - 1).to(x.dtype)
-
-    def _both_ways(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, L, D) -> (B, L, D)."""
-        two = torch.stack([tokens, tokens.flip(1)], dim=1)  # (B, 2, L, D)
-        sizes = [self.rank, self.state, self.state]
-        forth, back = self.project.weight.chunk(2)
-        low, B, C = torch.stack([two[:, 0] @ forth.T, two[:, 1] @ back.T], dim=1).mT.split(sizes, dim=2)  # (B, 2, ., L)
-        y = selective_scan(
-            two.mT.flatten(1, 2),
-            (self.step @ low).flatten(1, 2),
-            -self.A_log.exp(),
-            B,
-            C,
-            delta_bias=self.step_bias,
-            delta_softplus=True,
-        )
-        assert isinstance(y, Tensor)
-        y_forth, y_back = y.chunk(2, dim=1)
-        return (y_forth + y_back.flip(-1)).mT
-
-
-class Block(nn.Module):
-    """x + W2 m(SiLU(conv(norm(x)))) on maps (B, *space, C); m(t) = t + scan(t), or t without a mixer."""
-
-    def __init__(self, width: int, rank: int, mixer: nn.Module | None) -> None:
-        super().__init__()
+        groups = 1 if self.groups_of is None else width // math.gcd(width, self.groups_of)
         self.norm = nn.LayerNorm(width)
-        self.conv = same_conv(width, width, (3,) * rank)
+        self.conv = same_conv(width, width, (3,) * rank, groups=groups)
         self.mixer = mixer
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        t = F.silu(channels_last(self.conv(channels_first(self.norm(x)))))
-        t = t if self.mixer is None else t + self.mixer(t)
-        out: Tensor = x + self.out(t)
+    def forward(self, half: Tensor) -> Tensor:
+        t = self.before_mixer(half)
+        if self.mixer is not None:
+            t = t.contiguous()  # as streaming keeps it: a linear layer rounds otherwise where the strides are others
+            t = t + self.mixer(t)
+        out: Tensor = self.out(t)
         return out
+
+    def before_mixer(self, half: Tensor) -> Tensor:
+        return F.silu(channels_last(self.conv(channels_first(self.norm(half)))))
+
+
+class GroupedBranch(DenseBranch):
+    """The same with the convolution in groups of 8 channels: cheaper at large widths."""
+
+    groups_of = GROUP
+
+
+class InvertedBranch(DenseBranch):
+    """Norm, 1 x 1 to twice the width, SiLU, depthwise 3^d convolution, SiLU, t + mixer(t), 1 x 1 back."""
+
+    def __init__(self, width: int, rank: int, mixer: Mixer | None) -> None:
+        nn.Module.__init__(self)
+        wide = EXPAND * width
+        self.norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, wide)
+        self.conv = same_conv(wide, wide, (3,) * rank, groups=wide)
+        self.mixer = mixer
+        self.out = nn.Linear(wide, width)
+
+    def before_mixer(self, half: Tensor) -> Tensor:
+        t = F.silu(self.expand(self.norm(half)))
+        return F.silu(channels_last(self.conv(channels_first(t))))
+
+
+BRANCHES: dict[str, type[DenseBranch]] = {
+    "dense": DenseBranch,
+    "grouped": GroupedBranch,
+    "inverted": InvertedBranch,
+}
+
+
+class Head(nn.Module):
+    """The two halves -> scores (B, *space, K)."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, classes)
+
+    def forward(self, state: State) -> Tensor:
+        scores: Tensor = self.linear(self.norm(torch.cat(state[:2], dim=-1)))
+        return scores
 
 
 class MambaUNet(nn.Module):
-    """The network (B, C, *space) -> (B, K, *space). Skips are added; odd sizes are padded at the far ends."""
+    """The network (B, C, *space) -> (B, K, *space); sizes that are no multiple of the strides are padded at the end.
+
+    `memory` "stored", "stages" or "full" says what training keeps: same weights and, on a CPU, the same gradients bit
+    for bit. It may be changed at any time and is no part of the Config.
+    """
 
     Config = MambaUNetConfig
 
-    def __init__(self, config: MambaUNetConfig) -> None:
+    def __init__(self, config: MambaUNetConfig, *, memory: str | None = None) -> None:
         super().__init__()
         self.config = config
-        rank, widths, steps = config.spatial_dims, config.widths, config.steps
-        pairs = list(zip(widths, widths[1:], steps, strict=False))
-        made = 0
+        self.grid = Grid(config.grid_bits if config.coupling == "snapped" else None)
+        self.stem = Stem(config.in_channels, config.widths[0], config.spatial_dims)
+        self.body = Reversible(steps(config), Head(config.widths[0], config.out_channels))
+        self.memory = memory or self.modes[-1]
 
-        def level(index: int) -> nn.Sequential:
-            nonlocal made
-            blocks = []
-            for _ in range(config.depths[index]):
-                mixed = config.mixer == "s6" and index >= config.mixer_from
-                scan = RasterScan(widths[index], state=config.state, axis=made % rank) if mixed else None
-                blocks.append(Block(widths[index], rank, scan))
-                made += 1
-            return nn.Sequential(*blocks)
-
-        self.stem = same_conv(config.in_channels, widths[0], (3,) * rank)
-        self.encoder = nn.ModuleList(level(i) for i in range(len(widths)))
-        self.down = nn.ModuleList(CONV[rank](a, b, step, step) for a, b, step in pairs)  # type: ignore[arg-type]
-        self.up = nn.ModuleList(CONV_TRANSPOSE[rank](b, a, step, step) for a, b, step in pairs)  # type: ignore[arg-type]
-        self.decoder = nn.ModuleList(level(i) for i in range(len(widths) - 1))
-        self.norm = nn.LayerNorm(widths[0])
-        self.head = nn.Linear(widths[0], config.out_channels)
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The memory modes this network has, the most sparing last."""
+        return MODES if self.config.down != "strided" else MODES[:2]
 
     def forward(self, x: Tensor) -> Tensor:
         rank = self.config.spatial_dims
         if x.ndim != rank + 2 or x.shape[1] != self.config.in_channels:
             raise ShapeError(f"Mamba U-Net wants (B, {self.config.in_channels}, {rank} axes), got {tuple(x.shape)}")
-        space = x.shape[2:]
-        x = self._padded(x).contiguous(memory_format=torch.channels_last if rank == 2 else torch.channels_last_3d)
-        x = self.encoder[0](channels_last(self.stem(x)))
-        skips = []
-        for down, blocks in zip(self.down, self.encoder[1:], strict=True):
-            skips.append(x)
-            x = blocks(channels_last(down(channels_first(x))))
-        for up, blocks, skip in zip(reversed(self.up), reversed(self.decoder), reversed(skips), strict=True):
-            x = blocks(skip + channels_last(up(channels_first(x))))
-        scores = channels_first(self.head(self.norm(x)))
-        kept: list[EllipsisType | slice] = [..., *(slice(n) for n in space)]
-        return scores[tuple(kept)]
+        snap = self.grid()
+        state = self.stem(pad_to_multiple(x, self.config.multiple), snap)
+        scores = channels_first(self.body(snap.watched(state, ()), snap, self.memory))
+        return crop_to(scores, x.shape[2:])
 
-    def _padded(self, x: Tensor) -> Tensor:
-        """Edge values repeated at the far ends up to the next multiple of the strides."""
-        lacking = [-n % m for n, m in zip(x.shape[2:], self.config.multiple, strict=True)]
-        pads = [p for n in reversed(lacking) for p in (0, n)]
-        return F.pad(x, pads, mode="replicate") if any(lacking) else x
+
+def steps(config: MambaUNetConfig) -> list[Step]:
+    """The body: couplings and ways down, couplings, ways up and couplings."""
+    made = 0
+
+    def branch(level: int) -> nn.Module:
+        nonlocal made
+        half = config.widths[level] // 2
+        mixer = None
+        if config.mixer != "none" and level >= config.mixer_from:
+            width = EXPAND * half if config.branch == "inverted" else half
+            mixer = MIXERS[config.mixer](width, state=config.state, route=config.routes[made % len(config.routes)])
+        made += 1
+        return BRANCHES[config.branch](half, config.spatial_dims, mixer)
+
+    def level(index: int) -> list[Step]:
+        return [step for _ in range(config.depths[index]) for step in coupling(branch(index), branch(index))]
+
+    last = len(config.widths) - 1
+    ways = [changes(config, index) for index in range(last)]
+    down = [step for index in range(last) for step in (*level(index), ways[index][0])]
+    bottom = level(last)
+    up = [step for index in reversed(range(last)) for step in (ways[index][1], *level(index))]
+    return [*down, *bottom, *up]
+
+
+def changes(config: MambaUNetConfig, level: int) -> tuple[Step, Step]:
+    """The way down from a level and the way up to it."""
+    strides = config.level_strides[level]
+    if config.down == "strided":
+        width, wider = config.widths[level : level + 2]
+        return StridedDown(width, wider, strides), StridedUp(wider, width, strides)
+    down = DOWN[config.down](strides)
+    return down, Undone(down)

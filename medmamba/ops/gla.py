@@ -51,12 +51,39 @@ def gla(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, *, chunk: int = CHUNK
     )
     scores = torch.einsum("...ik,...ijk,...jk->...ij", q, stretch.exp(), k)
     ends, total = (k * tail).mT @ v, sums[..., -1, :].exp()[..., None]
+    out = scores @ v + (q * sums.exp()) @ _entering(ends, total)
+    return out.flatten(2, 3)[:, :, :length]
+
+
+def gla_bounded(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, *, chunk: int = 32) -> Tensor:
+    """`gla_sequential` by matmuls alone, for log gates of which `chunk` in a row sum to no less than -60.
+
+    The decay between two positions is a product of two exponentials, below exp(60) each: no digit is lost, and nothing
+    of size T x T x K is made. The caller bounds the gates; beyond the bound float32 overflows.
+    """
+    _check(q, k, v, log_gate)
+    length = q.shape[2]
+    chunk = min(chunk, length)
+    missing = -length % chunk
+    q, k, v, log_gate = (
+        (F.pad(x, (0, 0, 0, missing)) if missing else x).unflatten(2, (-1, chunk)) for x in (q, k, v, log_gate)
+    )
+    sums = log_gate.cumsum(-2)
+    total = sums[..., -1:, :]
+    fading = q * sums.exp()
+    scores = (fading @ (k * (-sums).exp()).mT).tril()
+    ends = (k * (total - sums).exp()).mT @ v
+    out = scores @ v + fading @ _entering(ends, total.mT.exp())
+    return out.flatten(2, 3)[:, :, :length]
+
+
+def _entering(ends: Tensor, total: Tensor) -> Tensor:
+    """State entering every chunk (dimension 2) from what each adds and how much it keeps."""
     state, entering = torch.zeros_like(ends[:, :, 0]), []
     for end, decay in zip(ends.unbind(2), total.unbind(2)):
         entering.append(state)
         state = torch.addcmul(end, decay, state)
-    out = scores @ v + (q * sums.exp()) @ torch.stack(entering, dim=2)
-    return out.flatten(2, 3)[:, :, :length]
+    return torch.stack(entering, dim=2)
 
 
 def gla_bidirectional_sequential(

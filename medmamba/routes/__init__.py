@@ -20,6 +20,7 @@ from medmamba.routes.diagonal import diagonal
 from medmamba.routes.inside_out import inside_out
 from medmamba.routes.multi_scale import multi_scale
 from medmamba.routes.order import inverse, order_points
+from medmamba.routes.plane_columns import plane_columns
 from medmamba.routes.raster import raster
 from medmamba.routes.snake import snake
 from medmamba.routes.spiral import spiral
@@ -28,6 +29,7 @@ from medmamba.routes.window import atrous_window, window
 ROUTES: dict[str, Callable[..., Tensor]] = {
     "raster": raster,
     "column": column,
+    "plane_columns": plane_columns,
     "snake": snake,
     "diagonal": diagonal,
     "spiral": spiral,
@@ -40,6 +42,8 @@ ROUTES: dict[str, Callable[..., Tensor]] = {
     "hilbert": hilbert,
     "morton": morton,
 }
+
+STREAMABLE = ("raster", "snake", "plane_columns")  # the first axis slowest, whatever comes before or after a slab
 
 REMEMBERED_POSITIONS = 2**18  # with 64 orders kept: 128 MiB at most
 
@@ -62,4 +66,4 @@ def _remembered(name: str, shape: tuple[int, ...], parameters: tuple[tuple[str, 
     return ROUTES[name](shape, **dict(parameters))
 
 
-__all__ = ["ROUTES", "inverse", "order_points", "route"]
+__all__ = ["ROUTES", "STREAMABLE", "inverse", "order_points", "route"]

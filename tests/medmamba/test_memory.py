@@ -123,7 +123,7 @@ def test_predictions_see_any_network_and_any_loss() -> None:
 
 
 def test_the_fastest_mode_that_fits_is_chosen() -> None:
-    network, shape = without_data(lambda: MambaUNet(config(depths=(2, 2)))), (1, 1, 16, 16)
+    network, shape = without_data(lambda: MambaUNet(config())), (1, 1, 16, 16)
     costs = {mode: predict(network, shape, memory=mode) for mode in network.modes}  # type: ignore[union-attr]
     for mode, cost in costs.items():
         assert choose_memory(network, shape, cost.total) == (mode, cost)

@@ -141,6 +141,18 @@ def test_gla_equals_definition(length: int, keys: int, values: int, strength: fl
     _agree(gla.gla_bidirectional, gla.gla_bidirectional_sequential, [q, k, v, *gates])
 
 
+@pytest.mark.parametrize("length", [1, 31, 32, 70])
+@pytest.mark.parametrize("floor", [-0.01, -1.8])  # 32 gates of -1.8 sum to -58
+def test_gla_with_bounded_gates_equals_definition(length: int, floor: float) -> None:
+    g = torch.Generator().manual_seed(length)
+    q, k, raw = (torch.randn(2, 2, length, 3, generator=g, dtype=torch.float64) for _ in range(3))
+    v = torch.randn(2, 2, length, 4, generator=g, dtype=torch.float64)
+    gates = floor * raw.abs().clamp(max=1)
+    _agree(gla.gla_bounded, gla.gla_sequential, [q, k, v, gates])
+    single = gla.gla_bounded(*(x.float() for x in (q, k, v, gates)))
+    torch.testing.assert_close(single.double(), gla.gla_sequential(q, k, v, gates), rtol=1e-4, atol=1e-5)
+
+
 def test_gla_names_the_wrong_shape() -> None:
     q = torch.zeros(1, 1, 4, 2)
     with pytest.raises(ShapeError, match="log_gate"):

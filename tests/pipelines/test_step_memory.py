@@ -19,7 +19,8 @@ CPU = torch.device("cpu")
 
 
 def run(**changes: Any) -> TrainRun:
-    return TrainRun.check(run_values(Path("m.csv"), Path("out"), **changes))
+    network = {"widths": [4, 8], "depths": [1, 1], "mixer": "none"}
+    return TrainRun.check(run_values(Path("m.csv"), Path("out"), **{"network": network, **changes}))
 
 
 def test_auto_takes_the_fastest_mode_that_fits() -> None:
@@ -38,7 +39,7 @@ def test_a_named_mode_is_taken_and_must_exist() -> None:
     network = build(run(memory="stages"))
     settle_memory(network, run(memory="stages"), CPU)
     assert network.memory == "stages"
-    twin = {"widths": [6, 12], "depths": [1, 1], "down": "strided"}
+    twin = {"widths": [4, 8], "depths": [1, 1], "down": "strided"}
     with pytest.raises(ConfigError, match="has stored, stages"):
         settle_memory(build(run(network=twin)), run(network=twin, memory="full"), CPU)
     with pytest.raises(ConfigError, match="no memory modes"):
