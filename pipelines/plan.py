@@ -12,7 +12,7 @@ import io
 import json
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class TrainPlan:
     patch: tuple[int, ...]
     folds: tuple[tuple[str, ...], ...]
     ignore: int | None = None
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    written: tuple[int, ...] = ()
 
 
 def make_plan(
@@ -87,10 +89,13 @@ def plan_cohort(
     values = sorted({v for c in found.cases for v in c.voxels} - {0, ignore})
     names = dict(dataset.labels) if dataset else {}
     labels = {int(v): names.get(v, f"label {v}") for v in values if v is not None}
-    fits = fitting(architecture, {}, channels=len(roles), classes=len(labels) + 1, budget=memory)
+    regions, written = (dict(dataset.regions), dataset.written) if dataset else ({}, ())
+    labels = dict(dataset.labels) if dataset and regions else labels
+    fits = fitting(architecture, {}, channels=len(roles), classes=len(regions) or len(labels) + 1, budget=memory)
     plan = make_plan(found, cases, labels, fits=fits, folds=folds, seed=seed)
-    plan = replace(plan, ignore=ignore, folds=(dataset.folds if dataset else ()) or plan.folds)
-    if not 0 <= fold < len(plan.folds):
+    saved = dataset.folds if dataset else ()
+    plan = replace(plan, ignore=ignore, regions=regions, written=written, folds=saved or plan.folds)
+    if plan.folds and not 0 <= fold < len(plan.folds):
         raise ConfigError(f"fold {fold}: the plan has the folds 0 to {len(plan.folds) - 1}")
     name = safe_id(place.resolve().stem)
     write_bytes(output / "manifest.csv", table(cases, roles, plan.folds, fold).encode())
@@ -181,16 +186,16 @@ def channel(role: str, facts: RoleFacts) -> dict[str, Any]:
 def make_folds(cases: Sequence[LabelledCase], count: int, *, seed: int) -> tuple[tuple[str, ...], ...]:
     """Ids held out in each fold: whole groups (patients), each site spread as evenly as its groups allow.
 
-    Raises ConfigError when there are fewer groups than folds. The order of the cases does not matter."""
+    As many folds as there are groups when there are fewer; none for one group. The order of the cases does not matter.
+    """
     groups: dict[str, list[LabelledCase]] = {}
     for case in sorted((c for c in cases if c.split != "test"), key=lambda c: c.case.id):
         groups.setdefault(case.case.group, []).append(case)
-    if len(groups) < count:
-        raise ConfigError(f"{len(groups)} groups cannot fill {count} folds; ask for fewer folds")
+    count = min(count, len(groups)) if len(groups) > 1 else 0
     order = [sorted(groups)[i] for i in np.random.default_rng(seed).permutation(len(groups))]
     order.sort(key=lambda g: (groups[g][0].site, -len(groups[g])))
     held: list[list[LabelledCase]] = [[] for _ in range(count)]
-    for name in order:
+    for name in order if count else ():
         site = groups[name][0].site
         least = min(range(count), key=lambda k: (sum(c.site == site for c in held[k]), len(held[k])))
         held[least] += groups[name]
@@ -206,9 +211,12 @@ def run_file(plan: TrainPlan, *, name: str, architecture: str) -> str:
         'output = "training"',
         f"architecture = {_toml(architecture)}",
         *([] if plan.ignore is None else [f"ignore_label = {plan.ignore} # not annotated: neither learned nor scored"]),
+        *([f"regions_class_order = {_toml(plan.written)} # written one over the other"] if plan.regions else []),
         "",
         "[labels] # value in the label files -> name",
         *(f"{value} = {_toml(label)}" for value, label in plan.labels.items()),
+        *(["", "[regions] # name -> label values"] if plan.regions else []),
+        *(f"{_toml(name)} = {_toml(values)}" for name, values in plan.regions.items()),
         "",
         "[preprocessing]",
         f"window = {_toml(plan.patch)} # cells (z, y, x); the median image has {list(plan.median_shape)}",
@@ -226,7 +234,9 @@ def describe(plan: TrainPlan) -> list[str]:
         f"target spacing {list(plan.spacing_mm)} mm, median image {list(plan.median_shape)}, patch {list(plan.patch)}",
         f"labels: {', '.join(f'{v} {name}' for v, name in plan.labels.items())}",
         *(f"channel {role}: {json.dumps(settings)}" for role, settings in plan.roles.items()),
-        f"{len(plan.folds)} folds of {', '.join(str(len(f)) for f in plan.folds)} cases",
+        f"{len(plan.folds)} folds of {', '.join(str(len(f)) for f in plan.folds)} cases"
+        if plan.folds
+        else "no folds: all cases are of one group",
     ]
 
 
