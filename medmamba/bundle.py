@@ -6,16 +6,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from medmamba.ensemble import OUTPUTS, Disagreement, MeanOfFolds, Moments, Outputs
 from medmamba.errors import BundleError, MedMambaError
 from medmamba.files import hash_file, hash_json, write_bytes, write_json
 from medmamba.layers.planes import OnPlanes
@@ -104,6 +105,32 @@ class Bundle:
 
         It takes windows of the contract: a 2D network is shown the planes of a volume one by one.
         """
+        folds = self._folds(builders)
+        return self._worn(folds[0] if len(folds) == 1 else MeanOfFolds(folds, self._outputs)).eval()
+
+    def build_with_disagreement(self, builders: Mapping[str, Builder]) -> nn.Module:
+        """The network of `build`, with one score more: how far its folds and mirrorings disagree, 0..1 bit."""
+        moments = Moments(self._folds(builders), self._outputs)
+        return Disagreement(self._worn(moments), self._outputs).eval()
+
+    @property
+    def members(self) -> int:
+        """How many opinions the network is the mean of: folds times mirrorings."""
+        return len(self.weights) * 2 ** len(self.preprocessing.mirror)
+
+    @property
+    def _outputs(self) -> Outputs:
+        name = self.task.get("outputs", "softmax")
+        if name not in OUTPUTS:
+            raise BundleError(f"{self.folder}: outputs {name!r} unknown; known: {', '.join(OUTPUTS)}")
+        return OUTPUTS[name]
+
+    def _worn(self, network: nn.Module) -> nn.Module:
+        """As the window loop wants it, mirrorings included."""
+        return mirrored(worn(network, self.preprocessing.windowing), self.preprocessing.mirror)
+
+    def _folds(self, builders: Mapping[str, Builder]) -> list[nn.Module]:
+        """A network a weight file."""
         if self.network not in builders:
             raise BundleError(f"{self.folder}: network {self.network!r} unknown; known: {', '.join(sorted(builders))}")
         folds = []
@@ -116,8 +143,7 @@ class Bundle:
                     f"{self.folder / name}: the weights do not fit network {self.network!r}: {error}"
                 ) from None
             folds.append(network)
-        network = folds[0] if len(folds) == 1 else MeanOfFolds(folds)
-        return worn(network, self.preprocessing.windowing).eval()
+        return folds
 
 
 def worn(network: nn.Module, windowing: Windowing) -> nn.Module:
@@ -125,17 +151,26 @@ def worn(network: nn.Module, windowing: Windowing) -> nn.Module:
     return network if windowing.network_size == windowing.size else OnPlanes(network)
 
 
-class MeanOfFolds(nn.Module):
-    """A network wearing networks: the mean of their softmax over classes, as logarithms."""
+def mirrored(network: nn.Module, axes: Sequence[int]) -> nn.Module:
+    """The network as it is, or its mean over the mirrorings of `axes`."""
+    return Mirrored(network, axes) if axes else network
 
-    def __init__(self, folds: list[nn.Module]) -> None:
+
+class Mirrored(nn.Module):
+    """A network wearing a network: the mean of its scores over every mirroring of the spatial `axes` (test-time
+    augmentation), one after another, so that only two maps of scores stand at once."""
+
+    def __init__(self, network: nn.Module, axes: Sequence[int]) -> None:
         super().__init__()
-        self.folds = nn.ModuleList(folds)
+        self.network = network
+        self.flips = [flip for n in range(len(axes) + 1) for flip in combinations([a + 2 for a in axes], n)]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *space) -> (B, K, *space), the log of the mean probability."""
-        parts = torch.stack([f(x).float().log_softmax(1) for f in self.folds])
-        return torch.logsumexp(parts, 0) - float(torch.log(torch.tensor(float(len(self.folds)))))
+        """(B, C, *space) -> (B, K, *space)."""
+        total: Tensor = self.network(x)
+        for flip in self.flips[1:]:
+            total = total + self.network(x.flip(flip)).flip(flip)
+        return total / len(self.flips)
 
 
 def save_bundle(

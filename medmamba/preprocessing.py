@@ -5,7 +5,7 @@ The Preprocessing used in training is the object saved in the bundle: there is n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from itertools import permutations
 from typing import Any
@@ -16,7 +16,7 @@ from medmamba.errors import ConfigError, InputError
 from medmamba.grid import RAS, Grid
 from medmamba.resample import ResampledSink, ResampledSource
 from medmamba.sample import Image
-from medmamba.source import PermutedSink, PermutedSource, SelectedSource, Sink, Source, StackedSource
+from medmamba.source import PermutedSink, PermutedSource, SelectedSource, Sink, Source, StackedSource, ZeroSource
 from medmamba.windows import Window, Windowing
 
 LARGEST_INVALID_SHARE = 0.05  # more NaN or Inf than this and the case is refused as non_finite
@@ -58,16 +58,24 @@ class Channel:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preprocessing:
     """Channels in order, orientation (closest canonical axes, or as stored), spacing (array order; None = the file's
-    own) and the windowing. `largest_upsampling` refuses files coarser than that factor (units mistaken)."""
+    own), the windowing, and the axes over whose mirrorings scores are averaged (`mirror`, test-time augmentation).
+    `modality_dropout`: the share of patches in which training hid a role; above 0 a case may lack roles, not all.
+    `largest_upsampling` refuses files coarser than that factor (units mistaken)."""
 
     channels: tuple[Channel, ...]
     windowing: Windowing
     canonical: bool = True
     spacing: tuple[float, ...] | None = None
+    mirror: tuple[int, ...] = ()
+    modality_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.channels:
             raise ConfigError("a contract needs at least one channel")
+        if not 0 <= self.modality_dropout < 1:
+            raise ConfigError(f"modality_dropout {self.modality_dropout} is a share of patches: 0 up to, not with, 1")
+        if not set(self.mirror) <= set(range(len(self.windowing.size))) or len(set(self.mirror)) < len(self.mirror):
+            raise ConfigError(f"mirror {self.mirror}: axes of the window {self.windowing.size}, each once, from 0")
         if self.spacing is not None and (len(self.spacing) != len(self.windowing.size) or min(self.spacing) <= 0):
             raise ConfigError(
                 f"spacing {self.spacing} must be positive, one number per axis of window {self.windowing.size}"
@@ -90,7 +98,14 @@ class Preprocessing:
         windowing = Windowing(**{**w, "size": tuple(w["size"]), "overlap": tuple(w["overlap"])})
         spacing = tuple(values["spacing"]) if values.get("spacing") else None
         channels = tuple(Channel(**f) for f in fields)
-        return cls(channels=channels, windowing=windowing, canonical=values["canonical"], spacing=spacing)
+        return cls(
+            channels=channels,
+            windowing=windowing,
+            canonical=values["canonical"],
+            spacing=spacing,
+            mirror=tuple(values.get("mirror", ())),
+            modality_dropout=values.get("modality_dropout", 0.0),
+        )
 
     def shape_for(self, grid: Grid) -> tuple[int, ...]:
         """Cells of a (canonical) grid after resampling to the contract's spacing."""
@@ -100,13 +115,13 @@ class Preprocessing:
         return tuple(max(1, round(v)) for v in scaled)
 
     def forward(self, sources: Mapping[str, Source], progress: Callable[[str], None] | None = None) -> Source:
-        """What the network sees: stacked by role, reoriented, resampled, scaled. Lazy, but for per-image statistics."""
-        missing = [r for r in self.roles if r not in sources]
-        if missing:
-            raise InputError("missing_channel", f"the bundle wants roles {list(self.roles)}, the case lacks {missing}")
-        scaled: list[Source] = []
-        first = sources[self.roles[0]].grid
-        for channel in self.channels:
+        """What the network sees: stacked by role, reoriented, resampled, scaled. Lazy, but for per-image statistics.
+
+        A role that may be missing is 0 everywhere."""
+        present = self.present(sources)
+        scaled: dict[Channel, Source] = {}
+        first = sources[present[0]].grid
+        for channel in (c for c in self.channels if c.role in present):
             source = sources[channel.role]
             if channel.volume is not None and channel.volume < len(source.channels):
                 source = SelectedSource(source, channel.volume)
@@ -120,10 +135,21 @@ class Preprocessing:
                 raise InputError(
                     "grid_mismatch",
                     f"role {channel.role!r} has shape {source.grid.shape} spacing {source.grid.spacing}, role "
-                    f"{self.roles[0]!r} {first.shape} {first.spacing}; resample the files of one case onto one grid",
+                    f"{present[0]!r} {first.shape} {first.spacing}; resample the files of one case onto one grid",
                 )
-            scaled.append(self._channel(source, channel, first))
-        return scaled[0] if len(scaled) == 1 else StackedSource(*scaled)
+            scaled[channel] = self._channel(source, channel, first)
+        seen = next(iter(scaled.values())).grid
+        every = [scaled.get(channel) or ZeroSource(seen, channel.role) for channel in self.channels]
+        return every[0] if len(every) == 1 else StackedSource(*every)
+
+    def present(self, given: Collection[str]) -> tuple[str, ...]:
+        """Roles of the contract that are among those `given`. Raises InputError("missing_channel") when one is missing
+        that may not be."""
+        present = tuple(role for role in self.roles if role in given)
+        missing = [role for role in self.roles if role not in given]
+        if missing and not (present and self.modality_dropout > 0):
+            raise InputError("missing_channel", f"the bundle wants roles {list(self.roles)}, the case lacks {missing}")
+        return present
 
     def _channel(self, source: Source, channel: Channel, grid: Grid) -> Source:
         order, flips = self.axes(grid)

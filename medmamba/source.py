@@ -120,6 +120,17 @@ class StackedSource:
         return Image(np.concatenate([i.array for i in images]), images[0].grid, self.channels, valid)
 
 
+class ZeroSource:
+    """One channel that is 0 everywhere."""
+
+    def __init__(self, grid: Grid, channel: str) -> None:
+        self.grid, self.channels, self.dtype = grid, (channel,), np.dtype("float32")
+
+    def read(self, window: Window) -> Image:
+        window.require_inside(self.grid.shape)
+        return Image(np.zeros((1, *window.size), np.float32), self.grid.crop(window.start, window.size), self.channels)
+
+
 class SelectedSource:
     """One channel of a source."""
 
@@ -132,6 +143,19 @@ class SelectedSource:
         image = self.source.read(window)
         array = image.array[self.channel : self.channel + 1]
         return Image(array, image.grid, self.channels, image.valid)
+
+
+class WindowSource:
+    """What a window of a source shows, as an image of its own."""
+
+    def __init__(self, source: Source, window: Window) -> None:
+        self.source, self.start = source, window.start
+        self.grid = source.grid.crop(window.start, window.size)
+        self.channels, self.dtype = source.channels, source.dtype
+
+    def read(self, window: Window) -> Image:
+        window.require_inside(self.grid.shape)
+        return self.source.read(window.moved(self.start))
 
 
 class PermutedSource:

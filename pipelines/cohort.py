@@ -21,12 +21,14 @@ SHOWN = 30  # faults listed before the rest is only counted
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledCase:
-    """A case with its label file and, when the manifest says so, the part it belongs to and the site it comes from."""
+    """A case with its label file and, when the manifest says so, the part it belongs to, the fold that holds it out
+    and the site it comes from."""
 
     case: Case
     label: Path
     split: str = ""
     site: str = ""
+    fold: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,8 @@ def _case(
     except ConfigError as error:
         faults.append(f"{place}: {error}")
         return None
-    return LabelledCase(case=case, label=manifest.parent / row[LABEL], split=split, site=row.get("site", ""))
+    told = {name: row.get(name, "") for name in ("site", "fold")}
+    return LabelledCase(case=case, label=manifest.parent / row[LABEL], split=split, **told)
 
 
 def check_files(labelled: LabelledCase, labels: Sequence[int] | None) -> list[str]:

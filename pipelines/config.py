@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -40,6 +40,8 @@ class PreprocessingSection(Section):
     """The contract with the data. `window` is also the patch of training; (1, y, x) shows planes to a 2D network.
 
     `spacing_mm` in array order (z, y, x), none = the file's own; `overlap` in cells, none = half the window.
+    `skip_below`: windows without a larger value are background unseen; `mirror`: axes of test-time augmentation.
+    `modality_dropout`: chance that a channel is hidden from a patch in training; above 0 a case may lack channels.
     """
 
     channels: tuple[ChannelSection, ...] = Field(min_length=1)
@@ -49,13 +51,25 @@ class PreprocessingSection(Section):
     canonical: bool = True
     weights: Literal["gaussian", "ramp"] = "gaussian"
     pad: Literal["edge", "constant"] = "edge"
+    skip_below: float | None = None
+    mirror: tuple[int, ...] = ()
+    modality_dropout: float = Field(default=0.0, ge=0, lt=1)
 
     def contract(self) -> Preprocessing:
         """The very object that training, validation and the bundle use."""
         overlap = self.overlap or tuple(w // 2 for w in self.window)
-        windowing = Windowing(size=self.window, overlap=overlap, weights=self.weights, pad=self.pad)
+        windowing = Windowing(
+            size=self.window, overlap=overlap, weights=self.weights, pad=self.pad, skip_below=self.skip_below
+        )
         channels = tuple(Channel(**dict(c)) for c in self.channels)
-        return Preprocessing(channels=channels, windowing=windowing, canonical=self.canonical, spacing=self.spacing_mm)
+        return Preprocessing(
+            channels=channels,
+            windowing=windowing,
+            canonical=self.canonical,
+            spacing=self.spacing_mm,
+            mirror=self.mirror,
+            modality_dropout=self.modality_dropout,
+        )
 
     @model_validator(mode="after")
     def _possible(self) -> PreprocessingSection:
@@ -92,19 +106,16 @@ class LabelCode(Section):
     category: tuple[str, str, str] = ("SCT", "123037004", "Anatomical Structure")
 
 
-class Contract(Section):
-    """What a bundle promises: its name, network, preprocessing and labels. `--contract FILE.toml` of import-weights.
+class RunFile(Section):
+    """What every bundle has: its name, network and card; and how a file of settings is read.
 
-    `network`: settings of the architecture but in_channels, out_channels and spatial_dims. `labels`: value in the label
-    files -> name; the network's classes follow the values. `codes`: label value -> its code, where it has one.
+    `network`: settings of the architecture but in_channels, out_channels and spatial_dims.
     """
 
+    paths: ClassVar[tuple[str, ...]] = ("manifest", "dataset", "output")
     name: str
     architecture: str = "mamba_unet"
     network: Mapping[str, Any] = Field(default_factory=dict)
-    preprocessing: PreprocessingSection
-    labels: dict[int, str] = Field(min_length=1)
-    codes: dict[int, LabelCode] = Field(default_factory=dict)
     card: Mapping[str, Any] = Field(default_factory=dict)
 
     @field_validator("name")
@@ -114,50 +125,14 @@ class Contract(Section):
             raise ValueError(f"{name!r} becomes part of a folder name; use letters, digits, '.', '_' and '-'")
         return name
 
-    @field_validator("labels")
-    @classmethod
-    def _positive_labels(cls, labels: dict[int, str]) -> dict[int, str]:
-        if min(labels) < 1:
-            raise ValueError(f"{min(labels)} is not a label value; 0 is background and negative values have no meaning")
-        return dict(sorted(labels.items()))
-
-    @model_validator(mode="after")
-    def _codes_of_labels(self) -> Self:
-        if unknown := sorted(set(self.codes) - set(self.labels)):
-            raise ValueError(f"codes of {unknown}, which are no labels; known: {list(self.labels)}")
-        return self
-
-    @property
-    def network_config(self) -> dict[str, Any]:
-        """All settings of the network: those of the file, the channels, the classes and the rank."""
-        channels, classes = len(self.preprocessing.channels), len(self.labels) + 1
-        size = self.preprocessing.contract().windowing.network_size
-        return segmentation_settings(
-            self.architecture, self.network, in_channels=channels, out_channels=classes, size=size
-        )
-
-    @property
-    def task(self) -> dict[str, Any]:
-        """The bundle's task entry: network class k -> name, and the value written for it."""
-        classes = list(enumerate(self.labels.items(), start=1))
-        names = {str(k): name for k, (_, name) in classes}
-        codes = {str(k): self.codes[value].model_dump(mode="json") for k, (value, _) in classes if value in self.codes}
-        entry = {"name": "segmentation", "labels": names, "values": {str(k): value for k, (value, _) in classes}}
-        return {**entry, "codes": codes} if codes else entry
-
     @classmethod
     def load(cls, path: Path, **changes: Any) -> Self:
         """The file (TOML), with `changes` (flags) over it; relative paths count from the file's folder.
 
         Raises ConfigError listing every fault.
         """
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: no such run file") from None
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: not readable as TOML: {error}") from None
-        for key in ("manifest", "output"):
+        values = read_toml(path)
+        for key in cls.paths:
             if isinstance(values.get(key), str):
                 values[key] = str(path.parent / values[key])
         values.update({k: v for k, v in changes.items() if v is not None})
@@ -172,19 +147,78 @@ class Contract(Section):
             raise ConfigError(f"{where}: {error.error_count()} faults\n{told(error)}") from None
 
 
-class TrainRun(Contract):
-    """`medmamba train RUN.toml`.
+class Contract(RunFile):
+    """What a bundle promises: its name, network, preprocessing and labels. `--contract FILE.toml` of import-weights.
 
-    Length of training: `epochs` of `steps_per_epoch` batches of patches. `validation_share` of the groups is held out,
-    unless the manifest has a `split` column. Cells labelled `ignore_label` enter neither loss nor scores. `debug`
-    watches the layers and names the first that meets NaN or infinity. `memory`: what a reversible network keeps for the
-    backward pass; "auto" takes the fastest mode whose step fits in `ram` ("4G"; none: half of the device).
+    `labels`: value in the label files -> name; the network's classes follow the values. `codes`: label value -> its
+    code, where it has one. `regions`: name -> label values, where the network is to learn labels that overlap; found
+    regions are written as the values of `regions_class_order`, one over the other (nnU-Net's region-based training).
     """
 
-    manifest: Path
+    preprocessing: PreprocessingSection
+    labels: dict[int, str] = Field(min_length=1)
+    codes: dict[int, LabelCode] = Field(default_factory=dict)
+    regions: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    regions_class_order: tuple[int, ...] = ()
+
+    @field_validator("labels")
+    @classmethod
+    def _positive_labels(cls, labels: dict[int, str]) -> dict[int, str]:
+        if min(labels) < 1:
+            raise ValueError(f"{min(labels)} is not a label value; 0 is background and negative values have no meaning")
+        return dict(sorted(labels.items()))
+
+    @model_validator(mode="after")
+    def _regions_of_labels(self) -> Self:
+        covered = {value for values in self.regions.values() for value in values}
+        order = self.regions_class_order
+        if self.regions and (covered != set(self.labels) or not all(self.regions.values())):
+            raise ValueError(f"regions cover {sorted(covered)}; they must cover the labels {list(self.labels)}")
+        if len(order) != len(self.regions) or len(set(order)) != len(order) or not set(order) <= set(self.labels):
+            raise ValueError(
+                f"regions_class_order {list(order)}: give a label value for each of the regions {list(self.regions)}, "
+                "the one that is written where it is found; later ones are written over earlier ones"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _codes_of_labels(self) -> Self:
+        if unknown := sorted(set(self.codes) - set(self.labels)):
+            raise ValueError(f"codes of {unknown}, which are no labels; known: {list(self.labels)}")
+        return self
+
+    @property
+    def network_config(self) -> dict[str, Any]:
+        """All settings of the network: those of the file, the channels, the classes and the rank."""
+        channels, classes = len(self.preprocessing.channels), len(self.regions) or len(self.labels) + 1
+        size = self.preprocessing.contract().windowing.network_size
+        return segmentation_settings(
+            self.architecture, self.network, in_channels=channels, out_channels=classes, size=size
+        )
+
+    @property
+    def task(self) -> dict[str, Any]:
+        """The bundle's task entry: network class k -> name, and the value written for it."""
+        classes = list(enumerate(self.labels.items(), start=1))
+        names = {str(k): name for k, (_, name) in classes}
+        codes = {str(k): self.codes[value].model_dump(mode="json") for k, (value, _) in classes if value in self.codes}
+        entry = {"name": "segmentation", "labels": names, "values": {str(k): value for k, (value, _) in classes}}
+        told = zip(self.regions.items(), self.regions_class_order, strict=True)
+        regions = [{"name": name, "values": list(values), "written": written} for (name, values), written in told]
+        kind = {"name": "regions", "regions": regions, "outputs": "sigmoid"} if regions else {}
+        return entry | kind | ({"codes": codes} if codes else {})
+
+
+class Learning(Section):
+    """How a network learns, whatever it learns.
+
+    Length of training: `epochs` of `steps_per_epoch` batches of patches. `validation_share` of the groups is held out,
+    unless the data say which. `debug` watches the layers and names the first that meets NaN or infinity. `memory`: what
+    a reversible network keeps for the backward pass; "auto" takes the fastest mode whose step fits in `ram` ("4G";
+    none: half of the device).
+    """
+
     output: Path
-    other_labels: Literal["refuse", "background"] = "refuse"
-    ignore_label: int | None = None
     epochs: int = Field(default=10, ge=1)
     steps_per_epoch: int = Field(default=50, ge=1)
     batch: int = Field(default=2, ge=1)
@@ -202,15 +236,41 @@ class TrainRun(Contract):
     ram: str | None = None
     debug: bool = False
 
+    @property
+    def steps(self) -> int:
+        return self.epochs * self.steps_per_epoch
+
+
+class TrainRun(Contract, Learning):
+    """`medmamba train RUN.toml` on a labelled cohort: a manifest, whose `split` column rules where there is one.
+
+    Cells labelled `ignore_label` enter neither loss nor scores. `cleaning`: "auto" keeps for each label the steps
+    (largest component, holes filled) that raise its Dice on the held-out cases. `folds`: with more than one, so many
+    networks learn, each without one fold of the groups (the manifest's `fold` column, else drawn, each site spread
+    evenly); the bundle is their mean. Test cases of the `split` column stay out.
+    """
+
+    manifest: Path
+    other_labels: Literal["refuse", "background"] = "refuse"
+    ignore_label: int | None = None
+    cleaning: Literal["auto", "none"] = "auto"
+    folds: int = Field(default=1, ge=1)
+
     @model_validator(mode="after")
     def _ignored_is_no_label(self) -> Self:
         if self.ignore_label is not None and self.ignore_label in (0, *self.labels):
             raise ValueError(f"ignore_label {self.ignore_label} is background or one of the labels; give its own value")
         return self
 
-    @property
-    def steps(self) -> int:
-        return self.epochs * self.steps_per_epoch
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values of a run file. Raises ConfigError."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such run file") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not readable as TOML: {error}") from None
 
 
 def told(error: ValidationError) -> str:

@@ -24,10 +24,11 @@ from pipelines.cohort import LABEL, LabelledCase, rounded
 from pipelines.formats import open_source, read_labels, stem_of, suffix_of
 from pipelines.manifest import ID_COLUMNS, layout_of, read_rows
 from pipelines.metrics import KINDS, TOLERANCE_MM, Score, interval, score
-from pipelines.predict import Predictor, predict_labels
+from pipelines.predict import Predictor, predict_labels, segmentation_of
 from pipelines.tasks.segmentation import SUFFIX
 
 FIGURES = ("dice", "nsd", "hd95_mm")
+Scored = Mapping[int, tuple[str, tuple[int, ...]]]  # label -> name and the values it covers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +116,7 @@ def evaluate(
     pairs = match(references(reference), prediction)
     listed = dict(labels) if labels is not None else all_labels([p for pair in pairs for p in (pair[1], pair[2])])
     listed = {value: name for value, name in listed.items() if value != ignore}
+    scored = {value: (name, (value,)) for value, name in listed.items()}
     rows: list[Row] = []
     warnings: list[str] = []
     for number, (known, truth_path, path) in enumerate(pairs, start=1):
@@ -124,7 +126,7 @@ def evaluate(
         extra = sorted(set(np.unique(found).tolist()) - {0, *listed})
         if extra:
             warnings.append(f"case {known.case}: predicted values {extra} are not among the labels and were not scored")
-        rows += score_case(known.case, known.group, truth, found, grid, listed, tolerance_mm=tolerance_mm)
+        rows += score_case(known.case, known.group, truth, found, grid, scored, tolerance_mm=tolerance_mm)
         if progress:
             progress(number, len(pairs))
     result = Evaluation(rows=tuple(rows), tolerance_mm=tolerance_mm, seed=seed, warnings=tuple(warnings))
@@ -145,7 +147,7 @@ def evaluate_predictor(
 ) -> Evaluation:
     """Predicts every case as production does and scores it on the files' own grid, `ignore` as in `evaluate`; the
     predictions are written as `<case>_dseg.nii.gz` into the folder `keep` when one is given."""
-    labels = {v: n for v, n in predictor.task.written_names.items() if v}
+    scored = segmentation_of(predictor).scored
     rows: list[Row] = []
     for number, known in enumerate(cases, start=1):
         sources = {role: open_source(path) for role, path in known.case.files.items()}
@@ -156,7 +158,7 @@ def evaluate_predictor(
         if keep is not None:
             write_labels(kept_path(keep, known), found, sources[first], names=predictor.task.written_names)
         found = left_out(found, truth, ignore)
-        rows += score_case(known.case.id, known.case.group, truth, found, grid, labels, tolerance_mm=tolerance_mm)
+        rows += score_case(known.case.id, known.case.group, truth, found, grid, scored, tolerance_mm=tolerance_mm)
         if progress:
             progress(number, len(cases))
     return Evaluation(rows=tuple(rows), tolerance_mm=tolerance_mm, seed=seed)
@@ -183,21 +185,27 @@ def score_case(
     truth: np.ndarray,
     found: np.ndarray,
     grid: Grid,
-    labels: Mapping[int, str],
+    scored: Scored,
     *,
     tolerance_mm: float = TOLERANCE_MM,
 ) -> list[Row]:
-    """Every label of one case; both arrays (*space) on `grid`."""
+    """Every label or region of one case; both arrays (*space) on `grid`."""
     return [
         Row(
             case=case,
             group=group,
             label=v,
             name=n,
-            score=score(truth == v, found == v, grid, tolerance_mm=tolerance_mm),
+            score=score(mask_of(truth, covered), mask_of(found, covered), grid, tolerance_mm=tolerance_mm),
         )
-        for v, n in labels.items()
+        for v, (n, covered) in scored.items()
     ]
+
+
+def mask_of(labels: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """Where labels (*space) hold one of the values."""
+    mask: np.ndarray = np.logical_or.reduce([labels == value for value in values])
+    return mask
 
 
 def left_out(found: np.ndarray, truth: np.ndarray, ignore: int | None) -> np.ndarray:

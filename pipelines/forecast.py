@@ -75,17 +75,15 @@ def case_forecast(case: Case, bundle: Bundle, memory: int) -> CaseForecast:
     """One case from its headers."""
     contract = bundle.preprocessing
     try:
-        missing = [role for role in contract.roles if role not in case.files]
-        if missing:
-            raise InputError("missing_channel", f"the bundle wants roles {list(contract.roles)}, {missing} are missing")
-        sources = {role: open_source(case.files[role]) for role in contract.roles}
-        first = sources[contract.roles[0]].grid
-        for channel in contract.channels:
+        present = contract.present(case.files)
+        sources = {role: open_source(case.files[role]) for role in present}
+        first = sources[present[0]].grid
+        for channel in (c for c in contract.channels if c.role in present):
             source = sources[channel.role]
             if channel.volume is None and len(source.channels) != 1:
                 raise InputError("wrong_channels", f"{source.path}: {len(source.channels)} channels, 1 is wanted")
             if not source.grid.matches(first):
-                raise InputError("grid_mismatch", f"{source.path}: another grid than role {contract.roles[0]!r}")
+                raise InputError("grid_mismatch", f"{source.path}: another grid than role {present[0]!r}")
         needed = predicted_bytes(bundle, case)
         if needed > memory:
             raise InputError("too_large", f"needs about {needed >> 20} MiB, {memory >> 20} MiB may be used")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +25,19 @@ from pipelines.losses import IGNORED
 PLACES = 20_000  # foreground cells remembered per class and case
 
 
+class Example(Protocol):
+    """A case to draw patches from: `shape` of its space, flat indices of cells by class (`places`), and `patch`: image
+    (C, *window) float32 and labels (L, *window) of a box."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def places(self) -> Mapping[int, np.ndarray]: ...
+    def patch(self, box: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """One case as the network sees it: `image` (C, *space) float32, `labels` (*space) network classes, and up to PLACES
@@ -35,10 +48,17 @@ class Prepared:
     labels: np.ndarray
     places: Mapping[int, np.ndarray]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.labels.shape
+
+    def patch(self, box: tuple[slice, ...]) -> tuple[np.ndarray, np.ndarray]:
+        return self.image[(slice(None), *box)], self.labels[box][None]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """`image` (B, C, *window), `labels` (B, 1, *window) int64, and the ids of the cases."""
+    """`image` (B, C, *window), `labels` (B, L, *window) int64, and the ids of the cases."""
 
     image: Tensor
     labels: Tensor
@@ -85,11 +105,12 @@ class Sampler:
     """Batches by step: the same (seed, step) gives the same batch, whatever was drawn before.
 
     `share` = (i, n): part i of n of a batch of n * `batch` patches, for n processes that learn as one.
+    `modality_dropout`: chance of each channel of a patch to be hidden.
     """
 
     def __init__(
         self,
-        cases: Sequence[Prepared],
+        cases: Sequence[Example],
         window: Sequence[int],
         *,
         batch: int,
@@ -97,9 +118,11 @@ class Sampler:
         augment: AugmentSection,
         seed: int,
         share: tuple[int, int] = (0, 1),
+        modality_dropout: float = 0.0,
     ) -> None:
         self.cases, self.window, self.batch = tuple(cases), tuple(window), batch
         self.foreground_share, self.seed, self.share = foreground_share, seed, share
+        self.modality_dropout = modality_dropout
         self.planes = len(self.window) == 3 and self.window[0] == 1
         self.change = augmentations(augment, 2 if self.planes else len(self.window))
 
@@ -114,27 +137,37 @@ class Sampler:
             if i // self.batch != part:
                 continue
             self.change.set_random_state(seed=seed)
-            changed = self._changed(case.image[(slice(None), *box)], case.labels[box])
-            images.append(changed["image"].float())
+            changed = self._changed(*case.patch(box))
+            images.append(self._hidden(changed["image"].float(), seed))
             labels.append(changed["labels"].round().long())
             names.append(case.id)
         return Batch(image=torch.stack(images), labels=torch.stack(labels), cases=tuple(names))
 
+    def _hidden(self, image: Tensor, seed: int) -> Tensor:
+        """The patch (C, *window) with channels at 0 by the chance of modality dropout, never all of them."""
+        if self.modality_dropout == 0:
+            return image
+        rng = np.random.default_rng(seed)
+        hidden = rng.random(len(image)) < self.modality_dropout
+        hidden[rng.integers(len(image))] &= not hidden.all()
+        image[torch.from_numpy(hidden)] = 0
+        return image
+
     def _changed(self, image: np.ndarray, labels: np.ndarray) -> dict[str, Tensor]:
         """An augmented patch; one plane is turned and scaled in itself. No MONAI tensor leaves this room."""
-        patch = {"image": torch.from_numpy(image.copy()), "labels": torch.from_numpy(labels.astype(np.float32))[None]}
+        patch = {"image": torch.from_numpy(image.copy()), "labels": torch.from_numpy(labels.astype(np.float32))}
         if self.planes:
             patch = {name: value[:, 0] for name, value in patch.items()}
         changed = {name: value.as_subclass(Tensor) for name, value in self.change(patch).items()}
         return {name: value[:, None] for name, value in changed.items()} if self.planes else changed
 
-    def _start(self, case: Prepared, rng: np.random.Generator) -> tuple[int, ...]:
+    def _start(self, case: Example, rng: np.random.Generator) -> tuple[int, ...]:
         """First cell of a patch: anywhere, or such that it holds a cell of an evenly drawn class of the case."""
-        room = [n - w for n, w in zip(case.labels.shape, self.window, strict=True)]
+        room = [n - w for n, w in zip(case.shape, self.window, strict=True)]
         if not case.places or rng.random() >= self.foreground_share:
             return tuple(int(rng.integers(r + 1)) for r in room)
         index = case.places[sorted(case.places)[int(rng.integers(len(case.places)))]]
-        cell = np.unravel_index(int(index[int(rng.integers(index.size))]), case.labels.shape)
+        cell = np.unravel_index(int(index[int(rng.integers(index.size))]), case.shape)
         return tuple(int(np.clip(c - rng.integers(w), 0, r)) for c, w, r in zip(cell, self.window, room, strict=True))
 
 

@@ -7,51 +7,61 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from medmamba.bundle import Bundle, save_bundle, worn
+from medmamba.bundle import Bundle, mirrored, worn
 from medmamba.errors import ConfigError
 from medmamba.files import hash_json
 from medmamba.ops.tripwire import NonFiniteError, tripwire
-from pipelines import cohort
-from pipelines.ceiling import interpolation_ceiling
+from pipelines.change_run import Run
 from pipelines.checkpoint import INDEX, Progress, apart, load_checkpoint, save_checkpoint
 from pipelines.config import TrainRun
-from pipelines.evaluate import Evaluation, evaluate_predictor
-from pipelines.losses import dice_ce
+from pipelines.folds import conclude_folds, fold_lessons, fold_told
+from pipelines.learned import draft
+from pipelines.lessons import Lesson, lesson_of
 from pipelines.networks import NETWORKS
 from pipelines.parallel import Processes, processes
 from pipelines.predict import Predictor, choose_device
-from pipelines.report import code_version, now
-from pipelines.sampling import Batch, Sampler, prepare
+from pipelines.sampling import Batch, Sampler
 from pipelines.step_memory import settle_memory
 from pipelines.tasks import build_task
 
 CLIP_NORM = 1.0
 # What may differ without changing the curve
-FREE_ON_RESUME = {"device", "output", "card", "manifest", "debug", "memory", "ram"}
+FREE_ON_RESUME = {"device", "output", "card", "manifest", "dataset", "debug", "memory", "ram"}
 Log = Callable[[dict[str, float], int], None]
 
 
 def train(
-    run: TrainRun, *, resume: bool = False, log: Log | None = None, progress: Callable[[int, int], None] | None = None
+    run: Run, *, resume: bool = False, log: Log | None = None, progress: Callable[[int, int], None] | None = None
 ) -> Bundle:
-    """Trains and writes `<output>/bundle` (the last weights), `validation/` (scores), `checkpoint/` (each epoch).
+    """Trains and writes `<output>/bundle` (the last weights), `validation/` (scores, and predictions before cleaning),
+    `checkpoint/` (each epoch).
 
     Under torchrun the processes learn as one, each from its own `run.batch` patches a step; the first one writes.
     `log(figures, step)` once an epoch, `progress(done, all)` once a step. Raises ConfigError for a wrong run or cohort,
     and when the loss is not finite (naming step and cases); a checkpoint that exists is only used with `resume`.
+    With more than one fold each is such a training in `<output>/fold_<k>`, and the bundle holds them all.
     """
     with processes(choose_device(run.device)) as group:
-        return _train(run, group, resume=resume, log=log, progress=progress)
+        if not isinstance(run, TrainRun) or run.folds == 1:
+            return _train(run, lesson_of(run), group, resume=resume, log=log, progress=progress)
+        lessons = fold_lessons(run)
+        for k, lesson in enumerate(lessons):
+            told = fold_told(k, run, log, progress)
+            _train(lesson.run, lesson, group, resume=resume, log=told[0], progress=told[1])
+        if group.first:
+            conclude_folds(run, lessons)
+        group.wait()
+        return Bundle.load(run.output / "bundle")
 
 
 def _train(
-    run: TrainRun,
+    run: Run,
+    lesson: Lesson,
     group: Processes,
     *,
     resume: bool,
@@ -61,30 +71,27 @@ def _train(
     checkpoint = run.output / "checkpoint"
     if (checkpoint / INDEX).exists() and not resume:
         raise ConfigError(f"{checkpoint}: a training was begun here; go on with --resume or choose another output")
-    device, preprocessing = group.part(choose_device(run.device)), run.preprocessing.contract()
-    ignored = () if run.ignore_label is None else (run.ignore_label,)
-    listed = (*run.labels, *ignored) if run.other_labels == "refuse" else None
-    cases = cohort.read(run.manifest, preprocessing.roles, labels=listed)
-    parts = cohort.split(cases, validation_share=run.validation_share, seed=run.seed)
+    device, contract = group.part(choose_device(run.device)), run.preprocessing.contract()
     torch.manual_seed(run.seed)
     bare = build(run).to(device)
     settle_memory(bare, run, device)
-    network = worn(bare, preprocessing.windowing)
+    network = worn(bare, contract.windowing)
     optimizer = torch.optim.AdamW(network.parameters(), lr=run.lr, weight_decay=run.weight_decay)
-    settings = fixed_settings(run, parts, group.count)
+    settings = fixed_settings(run, lesson, group.count)
     done = load_checkpoint(checkpoint, network, optimizer, settings) if resume else None
     done = done or Progress(epoch=0, history=(), settings=settings)
-    predictor = Predictor(bundle=draft(run), network=network, task=build_task(run.task), device=device)
+    predictor = Predictor(
+        bundle=draft(run), network=mirrored(network, contract.mirror), task=build_task(run.task), device=device
+    )
     sampler = Sampler(
-        [prepare(c, preprocessing, tuple(run.labels), run.ignore_label) for c in parts.train]
-        if done.epoch < run.epochs
-        else [],
+        lesson.examples() if done.epoch < run.epochs else [],
         run.preprocessing.window,
         batch=run.batch,
         foreground_share=run.foreground_share,
         augment=run.augment,
         seed=run.seed,
         share=(group.rank, group.count),
+        modality_dropout=contract.modality_dropout,
     )
     learner, scores = group.learner(network), None
     torch.manual_seed(run.seed + group.rank)
@@ -94,24 +101,26 @@ def _train(
         for step, batch in batches(sampler, epoch * run.steps_per_epoch, (epoch + 1) * run.steps_per_epoch):
             for settled in optimizer.param_groups:
                 settled["lr"] = learning_rate(run, step)
-            losses.append(learn(learner, optimizer, dice_ce, batch, device, amp=run.amp, debug=run.debug, step=step))
+            losses.append(
+                learn(learner, optimizer, lesson.criterion, batch, device, amp=run.amp, debug=run.debug, step=step)
+            )
             if progress:
                 progress(step + 1, run.steps)
         figures = {"loss": sum(losses) / len(losses), "lr": learning_rate(run, (epoch + 1) * run.steps_per_epoch - 1)}
-        if group.first and parts.validation and ((epoch + 1) % run.validate_every == 0 or epoch + 1 == run.epochs):
-            scores = evaluate_predictor(predictor, parts.validation, ignore=run.ignore_label, seed=run.seed)
-            figures |= validation_figures(scores)
+        last = epoch + 1 == run.epochs
+        if group.first and lesson.held and ((epoch + 1) % run.validate_every == 0 or last):
+            scores = lesson.validate(predictor, last=last)
+            figures |= lesson.figures(scores)
         record = {"epoch": epoch + 1, **figures, "losses": losses}
         done = Progress(epoch=epoch + 1, history=(*done.history, record), settings=settings)
         if group.first:
             save_checkpoint(checkpoint, network, optimizer, done)
         if log and group.first:
             log({**figures, "seconds": time.perf_counter() - began}, (epoch + 1) * run.steps_per_epoch)
-    if group.first and parts.validation:
-        scores = scores or evaluate_predictor(predictor, parts.validation, ignore=run.ignore_label, seed=run.seed)
-        scores.save(run.output / "validation")
     if group.first:
-        finished(run, bare, parts, scores)
+        closing = lesson.conclude(predictor, apart(bare.state_dict()), scores)
+        if log and closing:
+            log(closing, run.steps)
     group.wait()
     return Bundle.load(run.output / "bundle")
 
@@ -164,7 +173,7 @@ def batches(sampler: Sampler, start: int, stop: int) -> Iterator[tuple[int, Batc
             yield step, batch
 
 
-def learning_rate(run: TrainRun, step: int) -> float:
+def learning_rate(run: Run, step: int) -> float:
     """Linear warm-up, then half a cosine down to 0 at the end of the run."""
     if step < run.warmup_steps:
         return run.lr * (step + 1) / run.warmup_steps
@@ -172,62 +181,14 @@ def learning_rate(run: TrainRun, step: int) -> float:
     return run.lr * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def build(run: TrainRun) -> nn.Module:
+def build(run: Run) -> nn.Module:
     """The network of the run. Raises ConfigError for an unknown name, with the known ones."""
     if run.architecture not in NETWORKS:
         raise ConfigError(f"architecture {run.architecture!r} unknown; known: {', '.join(sorted(NETWORKS))}")
     return NETWORKS[run.architecture](run.network_config)
 
 
-def draft(run: TrainRun) -> Bundle:
-    """The bundle that is being trained: everything but the weights."""
-    return Bundle(
-        name=run.name,
-        network=run.architecture,
-        config=run.network_config,
-        preprocessing=run.preprocessing.contract(),
-        task=run.task,
-        folder=Path(run.output) / "bundle",
-        weights=(),
-        weight_hashes=(),
-    )
-
-
-def finished(run: TrainRun, network: nn.Module, parts: cohort.Split, scores: Evaluation | None) -> Bundle:
-    """Writes the bundle with a card that says where it comes from."""
-    card = {
-        **run.card,
-        "trained": now(),
-        "code": code_version(),
-        "cases": {"train": len(parts.train), "validation": len(parts.validation)},
-        "steps": run.steps,
-        "interpolation_ceiling": interpolation_ceiling(
-            [c.label for c in (*parts.train, *parts.validation)], run.preprocessing.contract(), run.labels
-        ),
-        "validation": None if scores is None else scores.summary(),
-    }
-    planned = draft(run)
-    return save_bundle(
-        planned.folder,
-        name=planned.name,
-        network=planned.network,
-        config=planned.config,
-        preprocessing=planned.preprocessing,
-        task=planned.task,
-        states=[apart(network.state_dict())],
-        card=card,
-    )
-
-
-def fixed_settings(run: TrainRun, parts: cohort.Split, processes: int) -> dict[str, Any]:
+def fixed_settings(run: Run, lesson: Lesson, processes: int) -> dict[str, Any]:
     """What a resumed run must share with the one that was begun: settings, patches a step and the ids of the cases."""
     values = run.model_dump(mode="json", exclude=FREE_ON_RESUME)
-    ids = [[c.case.id for c in part] for part in (parts.train, parts.validation)]
-    return {**values, "batch": run.batch * processes, "cases": hash_json(ids)}
-
-
-def validation_figures(scores: Evaluation) -> dict[str, float]:
-    """Means for the log; what is undefined is left out."""
-    figures = {f"validation_dice/{s['label']}": s["dice"] for s in scores.summary()}
-    figures |= {f"validation_{name}": scores.mean(name) for name in ("dice", "nsd", "hd95_mm")}
-    return {k: float(v) for k, v in figures.items() if v is not None}
+    return {**values, "batch": run.batch * processes, "cases": hash_json([lesson.learned, lesson.held])}

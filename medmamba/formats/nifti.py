@@ -36,6 +36,7 @@ GEOMETRY_FIELDS = (
     *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"),
 )
+INTENT_LABEL = 1002  # NIFTI_INTENT_LABEL: values are labels
 UNITS = {"meter": 1000.0, "mm": 1.0, "micron": 1e-3}  # in mm; a file that names none is taken as mm
 
 
@@ -140,10 +141,20 @@ def write_labels(path: Path, labels: np.ndarray, like: Source, *, names: Mapping
     Affines, sform/qform codes and units equal those of a NIfTI input bit for bit; for another format they hold its
     grid. Label names go in a header extension (JSON). `.nii.gz` when `path` says so, same bytes for the same labels.
     """
+    _write(path, labels, like, names=names, intent=INTENT_LABEL)
+
+
+def write_map(path: Path, values: np.ndarray, like: Source) -> None:
+    """Whole numbers from 0 on (z, y, x) that are no labels, for example percent; else as `write_labels`."""
+    _write(path, values, like, names=None, intent=0)
+
+
+def _write(path: Path, labels: np.ndarray, like: Source, *, names: Mapping[int, str] | None, intent: int) -> None:
     if labels.shape != like.grid.shape:
         raise GeometryError(f"{path}: labels of shape {labels.shape}, the input has {like.grid.shape}")
     source = like.header if isinstance(like, NiftiSource) else header_of(like.grid)
     header = _label_header(source, labels, names)
+    header["intent_code"] = intent
     with atomic_write(path) as file:
         if path.name.endswith(".gz"):
             with gzip.GzipFile(fileobj=file, mode="wb", mtime=0, filename="", compresslevel=6) as packed:
@@ -202,7 +213,7 @@ def _label_header(source: nib.Nifti1Header, labels: np.ndarray, names: Mapping[i
     header.set_data_dtype(np.uint8 if largest < 256 else np.uint16 if largest < 65536 else np.int32)
     header["scl_slope"], header["scl_inter"] = np.nan, np.nan
     header["cal_max"], header["cal_min"] = 0, 0
-    header["intent_code"] = 1002  # NIFTI_INTENT_LABEL
+    header["intent_code"] = INTENT_LABEL
     header["magic"] = header.single_magic
     header.extensions.clear()
     if names:

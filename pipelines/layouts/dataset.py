@@ -12,20 +12,22 @@ from typing import Any
 from medmamba.errors import ConfigError
 
 Row = dict[str, str]
-FIXED = ("case", "label", "group", "site", "split", "date")
+FIXED = ("case", "label", "group", "site", "split", "fold", "date")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
     """`rows`: `case`, `group`, `split`, `site`, `label` and a column for each of `roles`, paths absolute.
 
-    `labels` value -> name as the user counts them (gaps allowed), `regions` name -> values where labels overlap, in the
-    order that decides, `ignore` the value that was not annotated, `folds` the ids held out in each saved fold."""
+    `labels` value -> name as the user counts them (gaps allowed), `regions` name -> values where labels overlap, and
+    the value that each region is `written` as, `ignore` the value that was not annotated, `folds` the ids held out in
+    each saved fold."""
 
     rows: tuple[Row, ...]
     roles: tuple[str, ...]
     labels: Mapping[int, str] = field(default_factory=dict)
     regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    written: tuple[int, ...] = ()
     ignore: int | None = None
     folds: tuple[tuple[str, ...], ...] = ()
 
@@ -50,11 +52,15 @@ def plain(role: str) -> str:
     return re.sub(r"(?<=\d)w$", "", role.casefold())
 
 
-def with_fold(rows: Sequence[Row], held_out: Sequence[str]) -> tuple[Row, ...]:
-    """The rows with a `split`: `validation` for the cases held out, `train` for the others; test cases stay."""
-    held = set(held_out)
+def with_folds(rows: Sequence[Row], folds: Sequence[Sequence[str]]) -> tuple[Row, ...]:
+    """The rows with the `fold` that holds each out, and a `split`: `validation` for fold 0, `train` for the others.
+    Test cases stay; without folds all rows as they are."""
+    number = {case: str(k) for k, held in enumerate(folds) for case in held}
+    split = {row["case"]: "validation" if number.get(row["case"]) == "0" else "train" for row in rows}
     return tuple(
-        row if row.get("split") == "test" else {**row, "split": "validation" if row["case"] in held else "train"}
+        row
+        if row.get("split") == "test" or not folds
+        else {**row, "fold": number.get(row["case"], ""), "split": split[row["case"]]}
         for row in rows
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.case import safe_id
 from pipelines.formats import stem_of
-from pipelines.layouts.dataset import Dataset, Row, read_json, with_fold
+from pipelines.layouts.dataset import Dataset, Row, read_json, with_folds
 
 PARTS = {"training": "", "validation": "validation", "testing": "test", "test": "test", "datalist": ""}
 PATIENT = ("group", "patient", "patient_id", "subject", "subject_id")
@@ -34,7 +34,7 @@ def read(place: Path) -> Dataset:
             held.setdefault(entry["fold"], []).append(row["case"])
     folds = tuple(tuple(held[k]) for k in sorted(held))
     labels = {int(k): str(v) for k, v in values.get("labels", {}).items() if str(k).isdigit() and int(k) > 0}
-    return Dataset(rows=with_fold(rows, folds[0]) if len(folds) > 1 else rows, roles=roles, labels=labels, folds=folds)
+    return Dataset(rows=with_folds(rows, folds if len(folds) > 1 else ()), roles=roles, labels=labels, folds=folds)
 
 
 def _entries(place: Path) -> tuple[Mapping[str, Any], list[tuple[str, Mapping[str, Any]]]] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medmamba.errors import ConfigError
-from pipelines.layouts.dataset import Dataset, Row, read_json, with_fold
+from pipelines.layouts.dataset import Dataset, Row, read_json, with_folds
 
 
 def knows(place: Path) -> bool:
@@ -24,16 +24,16 @@ def read(place: Path) -> Dataset:
     values = read_json(place / "dataset.json")
     roles = tuple(str(values["channel_names"][key]) for key in sorted(values["channel_names"], key=int))
     labels, regions, ignore = label_table(place, values)
-    rows = (*_rows(place, "Tr", values, roles), *_rows(place, "Ts", values, roles))
+    written = tuple(map(int, values["regions_class_order"])) if regions else ()
     folds = saved_folds(place)
-    rows = with_fold(rows, folds[0]) if folds else rows
-    return Dataset(rows=rows, roles=roles, labels=labels, regions=regions, ignore=ignore, folds=folds)
+    rows = with_folds((*_rows(place, "Tr", values, roles), *_rows(place, "Ts", values, roles)), folds)
+    return Dataset(rows=rows, roles=roles, labels=labels, regions=regions, written=written, ignore=ignore, folds=folds)
 
 
 def label_table(
     place: Path, values: Mapping[str, Any]
 ) -> tuple[dict[int, str], dict[str, tuple[int, ...]], int | None]:
-    """Names by value, regions by name in the order of `regions_class_order`, and the ignored value."""
+    """Names by value, regions by name in the order that `regions_class_order` counts, and the ignored value."""
     table = dict(values.get("labels", {}))
     ignore = table.pop("ignore", None)
     table.pop("background", None)

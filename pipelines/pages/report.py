@@ -32,7 +32,9 @@ VIEWS = 20  # the most suspicious cases get a 3D view
 ENOUGH_CASES = 5  # below this, volumes are not compared
 LEAST_SPREAD = 0.05  # of the volume: a run of near-equal volumes does not make every case an outlier
 NOTABLE, LARGEST_Z = 3.0, 10.0
-EMPTY_POINTS, ABSENT_POINTS, BORDER_POINTS, WARNING_POINTS = 10.0, 5.0, 3.0, 1.0
+EMPTY_POINTS, ABSENT_POINTS, BORDER_POINTS, PIECES_POINTS, WARNING_POINTS = 10.0, 5.0, 3.0, 2.0, 1.0
+DISAGREEMENT_POINTS = 0.1  # a percent of a bit, the mean over the label where it is largest
+NOTABLE_DISAGREEMENT = 20.0
 TABLE_LABELS = 6
 
 ADVICE = {
@@ -97,7 +99,14 @@ def write_report(folder: Path, reports: list[Report], set_aside: list[Report], t
             allowed=" ".join(f"'sha256-{sha256(script)}'" for script in scripts),
             pictures=ALL_PICTURES,
             enough=ENOUGH_CASES,
-            points={"empty": EMPTY_POINTS, "absent": ABSENT_POINTS, "border": BORDER_POINTS, "warning": WARNING_POINTS},
+            points={
+                "empty": EMPTY_POINTS,
+                "absent": ABSENT_POINTS,
+                "border": BORDER_POINTS,
+                "pieces": PIECES_POINTS,
+                "warning": WARNING_POINTS,
+                "disagreement": DISAGREEMENT_POINTS,
+            },
             notable=NOTABLE,
             largest=LARGEST_Z,
             spread=f"{LEAST_SPREAD:.0%}",
@@ -109,9 +118,20 @@ def write_report(folder: Path, reports: list[Report], set_aside: list[Report], t
 
 
 def judge(reports: list[Report]) -> list[Suspicion]:
-    """One Suspicion a case, in the order given; volumes are compared with the other cases of this run only."""
+    """One Suspicion a case, in the order given; volumes are compared with the training cohort where the bundle knows
+    it, else with the other cases of this run."""
     compared = _robust_z(reports) if len(reports) >= ENOUGH_CASES else {}
-    return [_judge(r, compared.get(i, {}), i in compared) for i, r in enumerate(reports)]
+    return [_judge(r, _against_training(r, compared.get(i, {})), i in compared) for i, r in enumerate(reports)]
+
+
+def _against_training(report: Report, z: Mapping[str, float]) -> dict[str, float]:
+    """The z by label, that against the training cohort where prediction has found one; 0 for a label that most of the
+    cohort and this case lack."""
+    known = [row for row in _labels(report).values() if row.get("training")]
+    rare = {row["name"] for row in known if not row["voxels"] and 2 * row["training"]["n"] < row["training"]["cases"]}
+    kept = {name: value for name, value in z.items() if name not in {row["name"] for row in known}}
+    found = {row["name"]: float(row["volume_z"]) for row in known if row["volume_z"] is not None}
+    return kept | found | dict.fromkeys(rare, 0.0)
 
 
 def _judge(report: Report, z: Mapping[str, float], compared: bool) -> Suspicion:
@@ -125,9 +145,17 @@ def _judge(report: Report, z: Mapping[str, float], compared: bool) -> Suspicion:
         if abs(value) >= NOTABLE:
             reasons.append(f"{name} is unusually {'large' if value > 0 else 'small'} (z {value:+.1f})")
     for row in rows:
-        if compared and row["name"] not in z and not row["voxels"]:
+        known = row.get("training")
+        if (compared or known) and row["name"] not in z and not row["voxels"]:
             points += ABSENT_POINTS
-            reasons.append(f"{row['name']} was not found, most others have it")
+            reasons.append(f"{row['name']} was not found, most {'training cases' if known else 'others'} have it")
+        if known and row["pieces"] > known["pieces"] > 0:
+            points += PIECES_POINTS
+            reasons.append(f"{row['name']} lies in {row['pieces']} pieces, in training at most in {known['pieces']}")
+    unsure = max(((row.get("disagreement") or 0.0, row["name"]) for row in rows), default=(0.0, ""))
+    points += unsure[0] * DISAGREEMENT_POINTS
+    if unsure[0] >= NOTABLE_DISAGREEMENT:
+        reasons.append(f"the folds or mirrorings disagree on {unsure[1]} ({unsure[0]:.0f} % of a bit a voxel)")
     cut = [row["name"] for row in rows if row["truncated"]]
     if cut:
         points += BORDER_POINTS

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
+from scipy.ndimage import find_objects
 
 Mask = np.ndarray  # (*space) bool
 
@@ -18,7 +19,12 @@ def largest_component(mask: Mask) -> Mask:
     """The largest connected part of a mask that is not empty."""
     import cc3d
 
-    kept: Mask = cc3d.largest_k(np.ascontiguousarray(mask), k=1, connectivity=26 if mask.ndim == 3 else 8) > 0
+    parts = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=26 if mask.ndim == 3 else 8)
+    sizes = np.zeros(int(parts.max()) + 1, np.int64)
+    for plane in parts:  # an index of 8 bytes a cell never stands whole
+        found = np.bincount(plane.ravel())
+        sizes[: len(found)] += found
+    kept: Mask = parts == 1 + sizes[1:].argmax()
     return kept
 
 
@@ -42,14 +48,53 @@ def cleaned(mask: Mask, steps: Iterable[str]) -> Mask:
 
 
 def clean(labels: np.ndarray, steps: Mapping[int, Sequence[str]]) -> np.ndarray:
-    """Labels (*space) with the steps of each value done. Cells that a value loses become 0; holes are filled only where
-    no other label lies."""
-    result = labels.copy()
+    """Labels (*space) with the steps of each value done, in place. Cells that a value loses become 0; holes are filled
+    only where no other label lies."""
+    boxes = find_objects(labels)  # no step reaches out of a label's box
     for value, names in steps.items():
-        mask = labels == value
+        if value > len(boxes) or boxes[value - 1] is None:
+            continue
+        part = labels[boxes[value - 1]]
+        mask = part == value
         after = cleaned(mask, names)
-        result[mask & ~after] = 0
-        result[after & (result == 0)] = value
+        part[mask & ~after] = 0
+        part[after & (part == 0)] = value
+    return labels
+
+
+def pieces(labels: np.ndarray) -> dict[int, int]:
+    """Value -> number of its connected parts, for every value above 0; all values in one pass, 4 bytes a cell."""
+    import cc3d
+
+    parts = cc3d.connected_components(np.ascontiguousarray(labels), connectivity=26 if labels.ndim == 3 else 8)
+    value_of = np.zeros(int(parts.max(initial=0)) + 1, labels.dtype)
+    for plane, found in zip(labels, parts, strict=True):
+        value_of[found] = plane
+    values, counts = np.unique(value_of[1:], return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def trial(
+    found: np.ndarray, truth: np.ndarray, values: Iterable[int], ignore: int | None = None
+) -> dict[int, dict[tuple[str, ...], float]]:
+    """Dice of each value in one case (arrays (*space)) after each of CHOICES; values that neither side has are left
+    out. Cells where the truth is `ignore` are not counted."""
+    boxes = find_objects(found)
+    sizes = dict(zip(*(part.tolist() for part in np.unique(truth, return_counts=True)), strict=True))
+    result: dict[int, dict[tuple[str, ...], float]] = {}
+    for value in values:
+        box = boxes[value - 1] if value <= len(boxes) else None
+        if box is None:
+            if sizes.get(value):
+                result[value] = dict.fromkeys(CHOICES, 0.0)
+            continue
+        mask, wanted = found[box] == value, truth[box] == value
+        may = (mask | (found[box] == 0)) & (truth[box] != ignore if ignore is not None else True)
+        after = {steps: cleaned(mask, steps) & may for steps in CHOICES}
+        size = sizes.get(value, 0)
+        dice = {s: 2 * int((m & wanted).sum()) / max(1, int(m.sum()) + size) for s, m in after.items()}
+        if size or after[()].any():
+            result[value] = dice
     return result
 
 

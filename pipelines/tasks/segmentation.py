@@ -1,55 +1,79 @@
 """Labels from scores: one class a voxel by arg-max; volumes and intensities per label on the file's own grid.
 
 Settings (in the bundle): `labels` {"1": "grey matter", ...} network class -> name, `values` an optional map of
-network class -> integer written (the user's own integers).
+network class -> integer written (the user's own integers), `cleaning` an optional map of network class -> steps of
+`pipelines.tasks.cleaning` done to the whole label.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 
 from medmamba.errors import ConfigError
 from medmamba.preprocessing import slabs
 from medmamba.source import Source
+from pipelines.tasks.cleaning import CLEANING, clean
 
 SUFFIX = "dseg"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """`names` by network class (background 0 left out), `values` the integer written for each class."""
+    """`names` by network class (background 0 left out), `values` the integer written for each class, `cleaning` the
+    steps for each written value that needs some."""
 
+    domain: ClassVar[str] = "volumes"
+    suffix: ClassVar[str] = SUFFIX
     names: Mapping[int, str]
     values: Mapping[int, int]
+    cleaning: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Segmentation:
-        """From a bundle's task entry. Raises ConfigError when labels are missing or two share a value."""
+        """From a bundle's task entry. Raises ConfigError when labels are missing, two share a value, or a step of
+        cleaning is unknown."""
         if not settings.get("labels"):
             raise ConfigError('task segmentation needs labels, for example {"1": "liver"}')
         names = {int(k): str(v) for k, v in settings["labels"].items()}
         values = {0: 0} | {k: k for k in names} | {int(k): int(v) for k, v in settings.get("values", {}).items()}
         if len(set(values.values())) != len(values):
             raise ConfigError(f"task segmentation: two classes share a written value in {values}")
-        return cls(names=names, values=values)
+        steps = {values[int(k)]: tuple(found) for k, found in settings.get("cleaning", {}).items()}
+        if unknown := sorted({step for found in steps.values() for step in found} - set(CLEANING)):
+            raise ConfigError(f"task segmentation: cleaning {unknown} unknown; known: {', '.join(CLEANING)}")
+        return cls(names=names, values=values, cleaning=steps)
 
     @property
     def written_names(self) -> dict[int, str]:
         """Names by written value, background included."""
         return {0: "background"} | {self.values[k]: v for k, v in self.names.items()}
 
+    @property
+    def scored(self) -> dict[int, tuple[str, tuple[int, ...]]]:
+        """What an evaluation scores: name and the written values it covers, by written value."""
+        return {value: (name, (value,)) for value, name in self.written_names.items() if value}
+
     def decode(self, scores: np.ndarray) -> np.ndarray:
         """Scores (K, *space) -> written labels (1, *space); running maximum, first class wins a tie."""
-        best, label = scores[0].copy(), np.zeros(scores.shape[1:], dtype=np.int32)
+        best, label = scores[0].copy(), np.zeros(scores.shape[1:], dtype=np.uint16)
         for k in range(1, len(scores)):
             better = scores[k] > best
-            best[better] = scores[k][better]
-            label[better] = self.values.get(k, k)
-        return label[None]
+            np.fmax(best, scores[k], out=best)
+            np.maximum(label, better * np.uint16(k), out=label)  # k rises: the last one that was better
+        return self.written(len(scores))[label][None]
+
+    def written(self, classes: int) -> np.ndarray:
+        """The integer written for each network class, in the smallest type that holds them all."""
+        values = [self.values.get(k, k) for k in range(classes)]
+        return np.array(values, dtype=np.result_type(*map(np.min_scalar_type, values)))
+
+    def finish(self, labels: np.ndarray) -> np.ndarray:
+        """What needs the whole case: written labels (*space), cleaned in place."""
+        return clean(labels, self.cleaning) if self.cleaning else labels
 
     def summary(self, labels: np.ndarray, source: Source) -> dict[str, Any]:
         """Per written label: voxels, volume_ml, intensity mean/std (null where undefined), truncated at the border."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from pipelines.tasks.cleaning import CHOICES, choose, clean, fill_holes, largest_component
+from pipelines.tasks.cleaning import CHOICES, choose, clean, fill_holes, largest_component, pieces, trial
 
 masks = arrays(bool, st.tuples(*[st.integers(1, 6)] * 3)).filter(lambda m: m.any())
 
@@ -44,10 +44,10 @@ def test_labels_do_not_harm_each_other() -> None:
     labels[3, 3, 3] = 2  # an island in a hole of label 1
     labels[2, 2, 2] = 0  # a true hole
     labels[0, 0, 0] = 2
-    result = clean(labels, {1: ("fill_holes",), 2: ()})
+    result = clean(labels.copy(), {1: ("fill_holes",), 2: ()})
     assert result[2, 2, 2] == 1
     assert result[3, 3, 3] == 2
-    result = clean(labels, {2: ("largest_component",)})
+    result = clean(labels.copy(), {2: ("largest_component",)})
     assert (result == 2).sum() == 1
     assert np.array_equal(result == 1, labels == 1)
 
@@ -61,3 +61,21 @@ def test_fewest_steps_win_a_tie() -> None:
 @pytest.mark.parametrize("steps", CHOICES)
 def test_an_empty_label_stays_empty(steps: tuple[str, ...]) -> None:
     assert not clean(np.zeros((3, 3, 3), np.uint8), {1: steps}).any()
+
+
+@given(arrays(np.uint8, st.tuples(*[st.integers(1, 6)] * 3), elements=st.integers(0, 3)))
+def test_pieces_are_counted_as_scipy_counts_them(labels: np.ndarray) -> None:
+    found = {int(v): ndimage.label(labels == v, ndimage.generate_binary_structure(3, 3))[1] for v in np.unique(labels)}
+    assert pieces(labels) == {v: n for v, n in found.items() if v}
+
+
+@given(arrays(np.uint8, (5, 6, 5), elements=st.integers(0, 3)), arrays(np.uint8, (5, 6, 5), elements=st.integers(0, 3)))
+def test_a_trial_is_the_dice_of_what_cleaning_writes(found: np.ndarray, truth: np.ndarray) -> None:
+    tried = trial(found, truth, (1, 2), ignore=3)
+    for value, dice in tried.items():
+        for steps, told in dice.items():
+            a, b = (clean(found.copy(), {value: steps}) == value) & (truth != 3), truth == value
+            assert told == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()) if b.any() or a.any() else 0)
+    for value in {1, 2} - set(tried):
+        assert not (truth == value).any()
+        assert not ((found == value) & (truth != 3)).any()

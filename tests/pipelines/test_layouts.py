@@ -125,6 +125,7 @@ def test_regions_ignore_and_folds_of_nnunet(tmp_path: Path) -> None:
     (place / "dataset.json").write_text(json.dumps({**values, "regions_class_order": [1, 2, 3]}))
     found = nnunet.read(place)
     assert found.regions == {"whole": (1, 2, 3), "core": (2, 3), "enhancing": (3,)}
+    assert found.written == (1, 2, 3)
     assert (found.ignore, found.roles, set(found.labels)) == (4, ("FLAIR", "T1"), {1, 2, 3})
     assert found.folds == ()
 

@@ -11,7 +11,7 @@ import torch
 from medmamba.errors import ConfigError
 from medmamba.memory import measure
 from pipelines.config import TrainRun
-from pipelines.step_memory import bare_network, largest_window, patch_shape, settle_memory, step_cost, training_loss
+from pipelines.step_memory import largest_window, patch_shape, settle_memory, step_cost, training_loss
 from pipelines.train import build, train
 from tests.pipelines.cohort_maker import run_values, write_cohort
 
@@ -24,13 +24,12 @@ def run(**changes: Any) -> TrainRun:
 
 
 def test_auto_takes_the_fastest_mode_that_fits() -> None:
-    costs = {mode: step_cost(run(), mode) for mode in ("stored", "stages", "full")}
-    assert costs["stored"].total > costs["stages"].total > costs["full"].total
-    for mode, cost in costs.items():
-        settings = run(ram=f"{cost.total / 1024 + 0.1:.1f}K")
-        network = build(settings)
-        settle_memory(network, settings, CPU)
-        assert network.memory == mode
+    costs = {mode: step_cost(run(), mode) for mode in ("stages", "full")}
+    assert costs["stages"].total > costs["full"].total
+    settings = run(ram=f"{costs['stages'].total / 1024 + 0.1:.1f}K")
+    network = build(settings)
+    settle_memory(network, settings, CPU)
+    assert network.memory == "stages"
     with pytest.raises(ConfigError, match=r"\(2, 1, 12, 12, 12\).*full.*ram"):
         settle_memory(build(run()), run(ram=f"{costs['full'].total // 1024 - 1}K"), CPU)
 
@@ -55,20 +54,24 @@ def test_the_prediction_is_that_of_the_real_step_with_the_real_loss() -> None:
 
 
 def test_the_largest_window_fits_and_the_next_one_does_not() -> None:
-    budget = 4 * step_cost(run()).total
-    window, cost = largest_window(run(), budget)
-    assert cost.total <= budget
-    bigger = tuple(n + m for n, m in zip(window, bare_network(run()).config.multiple, strict=True))  # type: ignore[union-attr, arg-type]
-    preprocessing = run().preprocessing.model_copy(update={"window": bigger})
-    assert step_cost(run().model_copy(update={"preprocessing": preprocessing})).total > budget
+    preprocessing = run().preprocessing
+    small = run(network={"widths": [4], "depths": [1], "mixer": "none"})
+    sized = [
+        small.model_copy(update={"preprocessing": preprocessing.model_copy(update={"window": (n,) * 3})})
+        for n in (5, 6)
+    ]
+    window, cost = largest_window(small, step_cost(sized[0]).total)
+    assert window == (5, 5, 5)
+    assert cost == step_cost(sized[0])
+    assert step_cost(sized[1]).total > cost.total
 
 
 def test_the_mode_changes_no_weight_and_may_change_on_resume(tmp_path: Path) -> None:
-    manifest = write_cohort(tmp_path / "cohort")
-    ids = []
+    manifest = write_cohort(tmp_path / "cohort", cases=2)
+    short, ids = {"epochs": 1, "steps_per_epoch": 2, "validation_share": 0.0}, []
     for memory in ("stored", "full"):
-        values = run_values(manifest, tmp_path / memory, memory=memory, epochs=1, validation_share=0.0)
+        values = run_values(manifest, tmp_path / memory, memory=memory, **short)
         ids.append(train(TrainRun.check(values)).id)
     assert ids[0] == ids[1]
-    values = run_values(manifest, tmp_path / "full", memory="auto", ram="1G", epochs=1, validation_share=0.0)
+    values = run_values(manifest, tmp_path / "full", memory="auto", ram="1G", **short)
     assert train(TrainRun.check(values), resume=True).id == ids[0]

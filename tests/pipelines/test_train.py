@@ -35,7 +35,8 @@ def history(output: Path) -> list[dict[str, Any]]:
 
 
 def test_sixty_steps_learn_boxes_and_the_bundle_runs_in_production(manifest: Path, tmp_path: Path) -> None:
-    run = TrainRun.check(run_values(manifest, tmp_path, epochs=3, steps_per_epoch=20, validate_every=3, lr=1e-2))
+    settings = {"epochs": 3, "steps_per_epoch": 20, "validate_every": 3, "lr": 1e-2, "cleaning": "none"}
+    run = TrainRun.check(run_values(manifest, tmp_path, **settings))
     seen: list[tuple[int, int]] = []
     logged: dict[int, dict[str, float]] = {}
     bundle = train(run, log=lambda f, s: logged.update({s: f}), progress=lambda d, a: seen.append((d, a)))
