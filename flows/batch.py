@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -18,17 +19,17 @@ from flows.progress import progress
 from flows.settings import prepare_environment
 from flows.work import Work
 from medmamba.bundle import Bundle
-from medmamba.errors import ConfigError, MedMambaError
+from medmamba.errors import ConfigError, InputError, MedMambaError
 from pipelines.archive import Found, Plan, due, require_apart, require_code
 from pipelines.budget import machine_bytes, parse_bytes
 from pipelines.contents import printable
 from pipelines.dicom_out import require_seg_kind
 from pipelines.domains import domain_of
 from pipelines.layouts.bids import describe
-from pipelines.pages.report import write_report
+from pipelines.pages.report import PAGE, write_report
 from pipelines.predict import Predictor, require_mode
 from pipelines.process import Workplace, clear_record
-from pipelines.report import Report, now
+from pipelines.report import Report, now, peak_memory_mb
 from pipelines.state import STATE, Index, end_attempt, lock, sweep
 from pipelines.tasks import build_task
 from pipelines.tracking import Resolved, end_run, log_reports, pseudonym_key, resolve, stamp, start_run, untracked
@@ -109,6 +110,7 @@ def _run(settings: Settings, resolved: Resolved, index: Index, runner: Runner, e
     folder = settings.output / bundle.title
     fresh, run, missing = [], None, 0
     if plan.due:
+        echo(memory_told(plan, bundle, settings))
         run = _begin_tracking(settings, resolved, echo)
         work = prepare(settings, resolved, plan, run)
         with progress("cases") as update:
@@ -123,15 +125,16 @@ def _run(settings: Settings, resolved: Resolved, index: Index, runner: Runner, e
     if run is not None:
         _track(run, new, bundle.title, settings, index, echo)
     aside = sorted((r for r in reports if r.status == "set_aside"), key=lambda r: r.case)
-    if fresh:
-        shown = reports if len(reports) <= PAGE_CASES else fresh
+    if fresh or (reports and not _page_stands(folder)):
+        shown = reports if len(reports) <= PAGE_CASES else fresh or reports[-PAGE_CASES:]
         done = sorted((r for r in shown if r.status == "done"), key=lambda r: r.case)
         task = build_task(bundle.task)
         if task.domain == "volumes":
             describe(folder, bundle=bundle.title, source=printable(settings.input), names=task.written_names)
         page = write_report(folder, done, [r for r in aside if r in shown], bundle.title)
         good = sum(r.status == "done" for r in fresh)
-        echo(f"{good} done, {len(fresh) - good} set aside in {time.monotonic() - began:.0f} s; page: {page}")
+        spent = f"{time.monotonic() - began:.0f} s, memory at most {peak_memory_mb():.0f} MiB"
+        echo(f"{good} done, {len(fresh) - good} set aside in {spent}; page: {page}")
     if aside:
         by_code = ", ".join(f"{code} {n}" for code, n in sorted(Counter(r.code for r in aside).items(), key=str))
         echo(f"set aside: {by_code}; records in {folder / 'set_aside'}; --retry CODE tries them again")
@@ -139,6 +142,12 @@ def _run(settings: Settings, resolved: Resolved, index: Index, runner: Runner, e
         echo(f"error: {missing} cases were not run; see the messages above. The next run takes them up")
         return BROKEN
     return ASIDE if aside else WELL
+
+
+def _page_stands(folder: Path) -> bool:
+    """Whether the page was written after every report: a run may have been killed between the two."""
+    page = folder / PAGE
+    return page.exists() and all(r.stat().st_mtime_ns <= page.stat().st_mtime_ns for r in folder.rglob("*.json"))
 
 
 def look(settings: Settings, bundle: Bundle, index: Index) -> tuple[Found, Plan]:
@@ -164,6 +173,16 @@ def look(settings: Settings, bundle: Bundle, index: Index) -> tuple[Found, Plan]
     for item in plan.done:
         clear_record(settings.output, bundle, item.case.id)
     return found, plan
+
+
+def memory_told(plan: Plan, bundle: Bundle, settings: Settings) -> str:
+    """What the largest of the due cases (of the first PAGE_CASES) will take above this process, and what it may."""
+    predicted = [0]
+    for item in plan.due[:PAGE_CASES]:
+        with suppress(InputError):  # it will be set aside under its code when its turn comes
+            predicted.append(domain_of(bundle.task).needed_bytes(bundle, item.case))
+    own, most = peak_memory_mb(), max(predicted) / 2**20
+    return f"memory: {own:.0f} MiB now + {most:.0f} MiB for the largest case, {settings.memory >> 20} MiB may be used"
 
 
 def told(found: Found, plan: Plan, settings: Settings) -> str:

@@ -63,15 +63,16 @@ def command(root: Path, output: Path) -> subprocess.Popen[bytes]:
 
 def test_killed_at_every_durable_step(root: Path, unbroken: dict[str, Any]) -> None:
     assert {Path(n).name for n in unbroken} == {
-        *("a_dseg.nii.gz", "a_dseg.png", "a_dseg.json", "c_dseg.nii.gz", "c_dseg.png", "c_dseg.json", "b.json")
+        *("a_dseg.nii.gz", "a_dseg.png", "a_dseg.json", "c_dseg.nii.gz", "c_dseg.png", "c_dseg.json", "b.json"),
+        *("dataset_description.json", "dseg.tsv"),
     }
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     arguments = [sys.executable, "-m", "tests.ways.kill_driver", str(root)]
     told = json.loads(
         subprocess.run(arguments, cwd=CHECKOUT, env=environment, check=True, stdout=subprocess.PIPE).stdout
     )
-    # Two steps (written, renamed) for each of: 3 attempts, 2 x (labels, picture, report), 1 record, 1 page.
-    assert len(told) == 2 * (3 + 2 * 3 + 1 + 1)
+    # Two steps (written, renamed) for each of: 3 attempts, 2 x (labels, picture, report), 1 record, 2 BIDS files, 1 page.
+    assert len(told) == 2 * (3 + 2 * 3 + 1 + 2 + 1)
     for kill in told:
         place = f"killed at step {kill['n']}: {kill['step']}"
         output = root / f"out{kill['n']}"
