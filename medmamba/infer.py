@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from medmamba.errors import InputError
 from medmamba.sample import Image
-from medmamba.source import PaddedSource, RowCache, Sink, Source
+from medmamba.source import PaddedSource, RowCache, Sink, Source, WindowSource
 from medmamba.windows import Stitcher, Window, Windowing
 
 Group = tuple[list[Window], list[bool], np.ndarray]
@@ -28,7 +28,8 @@ class InferNotes:
     device: str = ""
     batch: int = 0
     windows: int = 0
-    skipped: int = 0
+    windows_skipped: int = 0
+    taken_over: int = 0  # windows that an earlier process had done
     steps: list[str] = field(default_factory=list)
 
 
@@ -42,14 +43,19 @@ def infer(
     device: torch.device | str = "cpu",
     batch: int = 1,
     sums: torch.dtype = torch.float32,
+    strip: int | None = None,
+    finished: Callable[[Window], int] = lambda box: 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> InferNotes:
     """Runs `network` (B, C, *w) -> (B, K = `classes`, *w) over all windows; blended scores (K, rows, ...) go to `sink`.
 
     Slabs arrive in order of axis 0, on the source's grid (padding cropped), float32. Each row of the source is read
     once, the next batch while the network works on this one. `sums` is the accumulator (float64 makes constant in =
-    constant out exact). Out of memory halves the batch, then moves to the CPU, then raises InputError("too_large");
-    other errors pass through. `progress(done, all)` is called after each batch.
+    constant out exact). `strip`: about so many columns (axis 1) are made at a time, all rows of them, then the next
+    ones, so that memory does not grow with the width either; the scores are the same. `finished(box)`: the row up
+    to which an earlier process finished these columns; rows before it are not written, the others are what they would
+    have been. Out of memory halves the batch, then moves to the CPU, then raises InputError("too_large"); other errors
+    pass through. `progress(done, all)` is called after each batch.
     """
     shape = source.grid.shape
     lacking = [max(w - n, 0) for w, n in zip(windowing.size, shape, strict=True)]
@@ -57,22 +63,46 @@ def infer(
     after = [m - b for m, b in zip(lacking, before, strict=True)]
     padded = PaddedSource(source, before, after, windowing.pad) if any(lacking) else source
     runner = _Runner(network, torch.device(device), batch)
-    stitcher = Stitcher(classes, padded.grid.shape, windowing, sums)
-    windows = windowing.windows(padded.grid.shape)
-    done = 0
-    for group, empty, patches in ahead(_batches(RowCache(padded, windowing.size[0]), windows, windowing, runner)):
+    notes, strips = runner.notes, windowing.strips(padded.grid.shape, strip)
+    every = sum(len(windowing.windows(seen.size)) for seen, _ in strips)
+
+    def tell() -> None:
+        if progress:
+            progress(notes.taken_over + notes.windows, every)
+
+    for seen, kept in strips:
+        box = kept.moved([-b for b in before]).clip(shape)
+        box = box.below(finished(box))
+        first = box.start[0] + before[0]
+        for window, scores in _slabs(runner, WindowSource(padded, seen), classes, windowing, sums, first, tell):
+            _write(sink, window.moved([s - b for s, b in zip(seen.start, before)]), scores, box)
+    notes.device, notes.batch = str(runner.device), runner.batch
+    return notes
+
+
+def _slabs(
+    runner: _Runner,
+    source: Source,
+    classes: int,
+    windowing: Windowing,
+    sums: torch.dtype,
+    first: int,
+    tell: Callable[[], None],
+) -> Iterator[tuple[Window, Tensor]]:
+    """Blended scores of `source`, as they become final; windows that end at row `first` or before it were done."""
+    windows, notes = windowing.windows(source.grid.shape), runner.notes
+    done = sum(w.stop[0] <= first for w in windows) // runner.batch * runner.batch  # whole batches: they round alike
+    windows, notes.taken_over = windows[done:], notes.taken_over + done
+    if not windows:
+        return
+    stitcher = Stitcher(classes, source.grid.shape, windowing, sums, windows[0].start[0])
+    for group, empty, patches in ahead(_batches(RowCache(source, windowing.size[0]), windows, windowing, runner)):
         scores = runner.scores(patches)
         for window, skipped in zip(group, empty, strict=True):
-            for slab in stitcher.add(window, None if skipped else scores.pop(0)):
-                _write(sink, slab, before, shape)
-        done += len(group)
-        runner.notes.skipped += sum(empty)
-        if progress:
-            progress(done, len(windows))
-    for slab in stitcher.finish():
-        _write(sink, slab, before, shape)
-    runner.notes.windows, runner.notes.device, runner.notes.batch = len(windows), str(runner.device), runner.batch
-    return runner.notes
+            yield from stitcher.add(window, None if skipped else scores.pop(0))
+        notes.windows, notes.windows_skipped = notes.windows + len(group), notes.windows_skipped + sum(empty)
+        tell()
+    yield from stitcher.finish()
 
 
 def ahead(items: Iterator[T]) -> Iterator[T]:
@@ -120,7 +150,7 @@ class _Runner:
     def _forward(self, patches: Tensor) -> Tensor:
         while True:
             try:
-                with torch.inference_mode():
+                with torch.no_grad():
                     parts = [self.network(p.to(self.device)).float().cpu() for p in patches.split(self.batch)]
                 return parts[0] if len(parts) == 1 else torch.cat(parts)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
@@ -152,12 +182,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return "not enough memory" in text or "out of memory" in text.lower()
 
 
-def _write(sink: Sink, slab: tuple[Window, Tensor], before: list[int], shape: tuple[int, ...]) -> None:
-    """Hands a slab of the padded image on, in the coordinates of the image itself."""
-    window, scores = slab
-    moved = Window(start=tuple(s - b for s, b in zip(window.start, before)), size=window.size)
-    kept = moved.clip(shape)
-    if min(kept.size) == 0:
-        return
-    cut = tuple(slice(k - m, k - m + n) for k, m, n in zip(kept.start, moved.start, kept.size))
-    sink.write(kept, scores[(slice(None), *cut)].numpy())
+def _write(sink: Sink, window: Window, scores: Tensor, box: Window) -> None:
+    """Hands on what of a slab lies in `box`; all in coordinates of the image, of which padding is no part."""
+    kept = window.within(box)
+    if min(kept.size):
+        sink.write(kept, scores[(slice(None), *kept.moved([-s for s in window.start]).slices)].numpy())

@@ -6,16 +6,17 @@ torch's `interpolate(align_corners=False)`. Truth for tests: `interpolate` on th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from medmamba.errors import GeometryError
 from medmamba.grid import Grid
 from medmamba.sample import Image
 from medmamba.source import Sink, Source
-from medmamba.windows import Window
+from medmamba.windows import PIECE_BYTES, Window
 
 
 def taps(n_out: int, n_in: int, start: int, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -32,8 +33,11 @@ def interpolate_axis(array: np.ndarray, axis: int, low: np.ndarray, high: np.nda
     shape = [1] * array.ndim
     shape[axis] = len(weight)
     w = weight.reshape(shape)
-    lower = np.take(array, low, axis=axis)
-    return lower + (np.take(array, high, axis=axis) - lower) * w
+    if axis == array.ndim - 1:  # single cells: numpy's index is the fastest; whole runs of cells: take is
+        lower, upper = (array[..., index] for index in (low, high))
+    else:
+        lower, upper = (np.take(array, index, axis=axis) for index in (low, high))
+    return torch.lerp(*(torch.from_numpy(x) for x in (lower, upper, w))).numpy()
 
 
 class ResampledSource:
@@ -75,9 +79,10 @@ class ResampledSource:
 
 
 class ResampledSink:
-    """Takes score slabs in order of axis 0 on one grid, hands on planes of `inner`'s grid as soon as they are final.
+    """Takes score slabs in order of axis 0 on one grid, hands them on over `inner`'s grid as soon as they are final.
 
-    `shape_in` is the grid written to, `shape_out` that of the inner sink. Holds one carried plane of the input grid.
+    `shape_in` is the grid written to, `shape_out` that of the inner sink. Holds one carried plane of the input grid;
+    a plane goes out in pieces of PIECE_BYTES, so that all classes never stand on the output grid at once.
     """
 
     def __init__(self, sink: Sink, shape_in: Sequence[int], shape_out: Sequence[int]) -> None:
@@ -97,16 +102,34 @@ class ResampledSink:
     def _hand_on(self) -> None:
         while self.next_out < self.shape_out[0] and self.high[self.next_out] < self.next_in:
             lower, upper = self.planes[int(self.low[self.next_out])], self.planes[int(self.high[self.next_out])]
-            plane = lower + (upper - lower) * self.weight[self.next_out]
-            for axis, (m, n) in enumerate(zip(self.shape_out[1:], self.shape_in[1:], strict=True), start=1):
-                if m != n:
-                    plane = interpolate_axis(plane, axis, *taps(m, n, 0, m))
-            start = (self.next_out, *(0 for _ in self.shape_out[1:]))
-            self.sink.write(Window(start=start, size=(1, *self.shape_out[1:])), plane[:, None])
+            for piece in self._pieces(len(lower)):
+                window = Window(start=(self.next_out, *piece.start), size=(1, *piece.size))
+                self.sink.write(window, self._on(piece, lower, upper)[:, None])
             self.next_out += 1
         keep = int(self.low[self.next_out]) if self.next_out < self.shape_out[0] else self.next_in
         for row in [r for r in self.planes if r < keep]:
             del self.planes[row]
+
+    def _pieces(self, classes: int) -> Iterator[Window]:
+        """Windows of one output plane, whole but for its first axis."""
+        if len(self.shape_out) == 1:
+            yield Window(start=(), size=())
+            return
+        n, *rest = self.shape_out[1:]
+        step = max(1, PIECE_BYTES // (4 * classes * int(np.prod(rest, initial=1))))
+        for at in range(0, n, step):
+            yield Window(start=(at, *(0 for _ in rest)), size=(min(step, n - at), *rest))
+
+    def _on(self, piece: Window, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
+        """A piece of the present output plane; the last axis first, while there are few rows."""
+        axes = [taps(m, n, s, w) for m, n, s, w in zip(self.shape_out[1:], self.shape_in[1:], piece.start, piece.size)]
+        cut = (slice(None), *(slice(int(low[0]), int(high[-1]) + 1) for low, high, _ in axes))
+        part = lower[cut] + (upper[cut] - lower[cut]) * self.weight[self.next_out]
+        for axis in range(len(axes), 0, -1):
+            low, high, weight = axes[axis - 1]
+            if self.shape_out[axis] != self.shape_in[axis]:
+                part = interpolate_axis(part, axis, low - low[0], high - low[0], weight)
+        return part
 
     def close(self) -> None:
         self.sink.close()

@@ -32,14 +32,21 @@ class ScratchMap:
         values = np.fromfile(self.path, self.dtype, count=count, offset=start * self.row_bytes)
         return values.reshape(stop - start, *self.row)
 
-    def write(self, start: int, array: np.ndarray) -> None:
-        """Makes rows from `start` on last. Raises InputError("no_space")."""
-        data, at = np.ascontiguousarray(array, self.dtype).data.cast("B"), start * self.row_bytes
+    def write(self, start: int, array: np.ndarray, first: int = 0) -> None:
+        """Makes rows from `start` on last, (rows, *row), or of their last axis only the cells from `first` on. Raises
+        InputError("no_space")."""
+        array = np.ascontiguousarray(array, self.dtype)
+        whole = array.shape[1:] == self.row
+        runs = array.reshape(1, -1) if whole else array.reshape(-1, array.shape[-1])
+        apart = self.row[-1] * self.dtype.itemsize
+        begin = start * self.row_bytes + first * self.dtype.itemsize
         file = os.open(self.path, os.O_RDWR | os.O_CREAT, MODE)
         try:
-            while len(data):
-                written = os.pwrite(file, data, at)
-                data, at = data[written:], at + written
+            for number, run in enumerate(runs):
+                data, at = run.data.cast("B"), begin + number * apart
+                while len(data):
+                    written = os.pwrite(file, data, at)
+                    data, at = data[written:], at + written
             os.fdatasync(file)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):

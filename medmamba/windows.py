@@ -38,9 +38,28 @@ class Window:
 
     def clip(self, shape: Sequence[int]) -> Window:
         """The part that lies inside an array of `shape`."""
-        start = tuple(min(max(s, 0), n) for s, n in zip(self.start, shape, strict=True))
-        stop = tuple(min(max(e, 0), n) for e, n in zip(self.stop, shape, strict=True))
+        return self.within(Window.whole(shape))
+
+    def within(self, box: Window) -> Window:
+        """The part that lies inside another box."""
+        start = tuple(min(max(s, a), b) for s, a, b in zip(self.start, box.start, box.stop, strict=True))
+        stop = tuple(min(max(e, a), b) for e, a, b in zip(self.stop, box.start, box.stop, strict=True))
         return Window(start=start, size=tuple(max(e - s, 0) for s, e in zip(start, stop, strict=True)))
+
+    def moved(self, by: Sequence[int]) -> Window:
+        """The same box `by` cells further."""
+        return Window(start=tuple(s + b for s, b in zip(self.start, by, strict=True)), size=self.size)
+
+    def below(self, row: int) -> Window:
+        """The same box from row `row` of axis 0 on, when it begins before that."""
+        top = min(max(self.start[0], row), self.stop[0])
+        return Window(start=(top, *self.start[1:]), size=(self.stop[0] - top, *self.size[1:]))
+
+    def columns(self, start: int, stop: int) -> Window:
+        """The same box, only the columns start..stop of axis 1."""
+        first, _, *rest = zip(self.start, self.size, strict=True)
+        starts, sizes = zip(first, (start, stop - start), *rest, strict=True)
+        return Window(start=starts, size=sizes)
 
     def scaled(self, factor: Sequence[float]) -> Window:
         """The smallest window that covers this one after every axis is multiplied by `factor`."""
@@ -68,7 +87,7 @@ def ramp_weights(n: int, overlap: int) -> np.ndarray:
 
 WEIGHTS = {"gaussian": gaussian_weights, "ramp": ramp_weights}
 LEAST_WEIGHT = 1e-3  # MONAI's floor for the product of the Gaussian axes
-PIECE_BYTES = 4 << 20  # of scores handed on at a time: what follows works in the processor's cache
+PIECE_BYTES = 2 << 20  # of scores handed on at a time: what follows works in the processor's cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +125,22 @@ class Windowing:
         """All windows in C order."""
         return [Window(start=start, size=self.size) for start in product(*self.starts(shape))]
 
+    def strips(self, shape: Sequence[int], width: int | None) -> list[tuple[Window, Window]]:
+        """Boxes of all rows and about `width` columns (axis 1; None: all), to be made one after another: what is seen,
+        and what of it becomes final. Cut where a window begins; windows that two strips need belong to both, so that
+        every cell is made of the same windows as without strips."""
+        whole = Window.whole(shape)
+        if width is None or len(shape) == 1:
+            return [(whole, whole)]
+        starts, w, columns = self.starts(shape)[1], self.size[1], shape[1]
+        most = max(1, width // (w - self.overlap[1]))
+        found = []
+        for first in range(0, len(starts), most):
+            low, high = starts[first], columns if first + most >= len(starts) else starts[first + most]
+            needed = [start for start in starts if low - w < start < high]
+            found.append((whole.columns(needed[0], needed[-1] + w), whole.columns(low, high)))
+        return found
+
     def weight(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Blending weight of one window, shape `size`."""
         weight = torch.ones((), dtype=torch.float64)
@@ -128,17 +163,23 @@ class Stitcher:
     `add` takes windows in C order and yields finished slabs `(window, scores (K, rows, ...))` in pieces of about
     PIECE_BYTES; `finish` the rest. Holds K * window depth * plane numbers, whatever the length of axis 0: how much
     weight fell on a row is the same sum for every row of windows, so it is made again when the row is handed out.
+    `row`: where the first window added begins; rows that windows before it touch as well are then not whole.
     """
 
     def __init__(
-        self, classes: int, shape: Sequence[int], windowing: Windowing, dtype: torch.dtype = torch.float32
+        self,
+        classes: int,
+        shape: Sequence[int],
+        windowing: Windowing,
+        dtype: torch.dtype = torch.float32,
+        row: int = 0,
     ) -> None:
         self.shape, self.depth = tuple(shape), windowing.size[0]
         self.weight = windowing.weight(dtype)
         self.first, *across = windowing.starts(shape)
         self.places = [Window(start=start, size=windowing.size[1:]).slices for start in product(*across)]
         self.sums = torch.zeros(classes, self.depth, *self.shape[1:], dtype=dtype)
-        self.row = 0
+        self.row = row
 
     def add(self, window: Window, scores: Tensor | None) -> Iterator[tuple[Window, Tensor]]:
         """Adds the scores (K, *window.size) of one window (None: all 0); yields what became final before it."""

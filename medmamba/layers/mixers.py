@@ -18,6 +18,7 @@ from medmamba.layers.mamba import inverse_softplus_steps
 from medmamba.layers.need import Need
 from medmamba.ops.gla import gla_bounded
 from medmamba.ops.scan_directions import selective_scan_directions
+from medmamba.ops.sweep import sweep
 from medmamba.routes import STREAMABLE, inverse, route
 
 HEAD = 16  # widest head of ssd, gla and hydra
@@ -208,16 +209,28 @@ class GLA(Mixer):
 
     def mix(self, x: Tensor) -> Tensor:
         tokens = self.tokens(x)
-        projected = self.project(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        q, k, ahead, back = projected.chunk(4, dim=-1)  # (B, H, L, N) each
-        values = tokens.unflatten(-1, (self.heads, self.head)).transpose(1, 2)
-        parts = (q * self.state**-0.5, k, values)
-        y = self.scan(*parts, ahead) + self.scan(*(t.flip(2) for t in (*parts, back))).flip(2)
-        return self.map((y / 2).transpose(1, 2).flatten(2), x.shape[1:-1])
+        y = self.scan(tokens, 0) + self.scan(tokens.flip(1), 1).flip(1)
+        return self.map(y / 2, x.shape[1:-1])
 
-    def scan(self, q: Tensor, k: Tensor, values: Tensor, gate: Tensor) -> Tensor:
-        """One direction, (B, H, L, P); one after the other they take less at once than as one batch."""
-        return gla_bounded(q, k, values, (F.logsigmoid(gate) / GATE_DIVISOR).clamp(min=GATE_FLOOR))
+    def scan(self, tokens: Tensor, way: int) -> Tensor:
+        """One direction, (B, L, D), by the gates of `way`. Keys and gates are made again in the backward pass, piece by
+        piece: for all of L they are the largest thing a network with this mixer would keep."""
+        rows = torch.tensor([0, 1, 2 + way], device=tokens.device)  # q, k and the gate of this way, of each head
+        weight, bias = (
+            t.unflatten(0, (self.heads, 4, -1)).index_select(1, rows).flatten(0, 2)
+            for t in (self.project.weight, self.project.bias)
+        )
+        start = tokens.new_zeros(len(tokens), self.heads, self.state, self.head)
+        return sweep(self.cell, tokens, start, weight, bias)
+
+    def cell(self, tokens: Tensor, state: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, l, D) and the state (B, H, N, P) before them -> what they read (B, l, D), the next state."""
+        projected = F.linear(tokens, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q, k, gate = projected.chunk(3, dim=-1)  # (B, H, l, N) each
+        values = tokens.unflatten(-1, (self.heads, self.head)).transpose(1, 2)
+        gate = (F.logsigmoid(gate) / GATE_DIVISOR).clamp(min=GATE_FLOOR)
+        y, state = gla_bounded(q * self.state**-0.5, k, values, gate, state)
+        return y.transpose(1, 2).flatten(2), state
 
 
 class Hydra(Mixer):

@@ -8,12 +8,12 @@ Definition followed: "ViG: Linear-complexity Visual Sequence Learning with Gated
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from medmamba.errors import ShapeError
 
 CHUNK = 16  # the decays inside a chunk take T x T x K numbers
+BOUNDED_CHUNK = 32
 
 
 def gla_sequential(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor) -> Tensor:
@@ -37,53 +37,75 @@ def gla(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, *, chunk: int = CHUNK
     """
     _check(q, k, v, log_gate)
     length = q.shape[2]
-    chunk = min(chunk, length)
-    missing = -length % chunk
-    q, k, v, log_gate = (
-        (F.pad(x, (0, 0, 0, missing)) if missing else x).unflatten(2, (-1, chunk)) for x in (q, k, v, log_gate)
-    )
+    q, k, v, log_gate = (_in_chunks(x, min(chunk, length)) for x in (q, k, v, log_gate))
     sums = log_gate.cumsum(-2)
     tail = (log_gate.flip(-2).cumsum(-2).flip(-2) - log_gate).exp()
-    ones = torch.ones(chunk, chunk, dtype=torch.bool, device=q.device)
-    stretch = log_gate.unsqueeze(-2).expand(*log_gate.shape[:-1], chunk, -1)  # (..., i, j, K)
-    stretch = (
-        stretch.masked_fill(~ones.tril(-1)[..., None], 0).cumsum(-3).masked_fill(~ones.tril()[..., None], -torch.inf)
-    )
-    scores = torch.einsum("...ik,...ijk,...jk->...ij", q, stretch.exp(), k)
-    ends, total = (k * tail).mT @ v, sums[..., -1, :].exp()[..., None]
-    out = scores @ v + (q * sums.exp()) @ _entering(ends, total)
+    scores = torch.einsum("...ik,...ijk,...jk->...ij", q, _decays(log_gate), k)
+    ends = (k * tail).mT @ v
+    start = torch.zeros_like(ends[:, :, 0])
+    out = scores @ v + (q * sums.exp()) @ _entering(_leaving(ends, sums[..., -1, :], start), start)
     return out.flatten(2, 3)[:, :, :length]
 
 
-def gla_bounded(q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, *, chunk: int = 32) -> Tensor:
+def gla_bounded(
+    q: Tensor, k: Tensor, v: Tensor, log_gate: Tensor, state: Tensor | None = None, *, chunk: int = BOUNDED_CHUNK
+) -> tuple[Tensor, Tensor]:
     """`gla_sequential` by matmuls alone, for log gates of which `chunk` in a row sum to no less than -60.
 
-    The decay between two positions is a product of two exponentials, below exp(60) each: no digit is lost, and nothing
-    of size T x T x K is made. The caller bounds the gates; beyond the bound float32 overflows.
+    Begins in `state` (B, H, K, V), zeros if None; gives o and the last state. The decay between two positions is a
+    product of two exponentials, below exp(60) each: no digit is lost, and nothing of size T x T x K is made. The caller
+    bounds the gates; beyond the bound float32 overflows.
     """
     _check(q, k, v, log_gate)
     length = q.shape[2]
-    chunk = min(chunk, length)
-    missing = -length % chunk
-    q, k, v, log_gate = (
-        (F.pad(x, (0, 0, 0, missing)) if missing else x).unflatten(2, (-1, chunk)) for x in (q, k, v, log_gate)
-    )
+    q, k, v, log_gate = (_in_chunks(x, min(chunk, length)) for x in (q, k, v, log_gate))
     sums = log_gate.cumsum(-2)
     total = sums[..., -1:, :]
     fading = q * sums.exp()
     scores = (fading @ (k * (-sums).exp()).mT).tril()
     ends = (k * (total - sums).exp()).mT @ v
-    out = scores @ v + fading @ _entering(ends, total.mT.exp())
-    return out.flatten(2, 3)[:, :, :length]
+    if state is None:
+        state = torch.zeros_like(ends[:, :, 0])
+    leaving = _leaving(ends, total.squeeze(-2), state)
+    out = scores @ v + fading @ _entering(leaving, state)
+    return out.flatten(2, 3)[:, :, :length], leaving[:, :, -1]
 
 
-def _entering(ends: Tensor, total: Tensor) -> Tensor:
-    """State entering every chunk (dimension 2) from what each adds and how much it keeps."""
-    state, entering = torch.zeros_like(ends[:, :, 0]), []
-    for end, decay in zip(ends.unbind(2), total.unbind(2)):
-        entering.append(state)
-        state = torch.addcmul(end, decay, state)
-    return torch.stack(entering, dim=2)
+def _in_chunks(x: Tensor, chunk: int) -> Tensor:
+    """(B, H, L, ...) -> (B, H, chunks, chunk, ...), zeros behind the end: they add nothing and keep all."""
+    missing = -x.shape[2] % chunk
+    if missing:
+        x = torch.cat([x, x.new_zeros(*x.shape[:2], missing, *x.shape[3:])], dim=2)
+    return x.unflatten(2, (-1, chunk))
+
+
+def _decays(log_gate: Tensor) -> Tensor:
+    """(..., T, K) -> (..., i, j, K): what is left at i of what came in at j, 0 for j behind i."""
+    size = log_gate.shape[-2]
+    ones = torch.ones(size, size, dtype=torch.bool, device=log_gate.device)
+    stretch = log_gate.unsqueeze(-2).expand(*log_gate.shape[:-1], size, -1)
+    stretch = stretch.masked_fill(~ones.tril(-1)[..., None], 0).cumsum(-3)
+    return stretch.masked_fill(~ones.tril()[..., None], -torch.inf).exp()
+
+
+def _leaving(ends: Tensor, total: Tensor, start: Tensor) -> Tensor:
+    """State (B, H, n, K, V) after each of n chunks, from what each adds (B, H, n, K, V), its log decay (B, H, n, K) and
+    the state at the start: groups of chunks by one matmul, then groups of groups."""
+    count = ends.shape[2]
+    size = min(CHUNK, count)
+    ends, total = (_in_chunks(x, size) for x in (ends, total))
+    inside = torch.einsum("...ijk,...jkv->...ikv", _decays(total), ends)
+    sums = total.cumsum(-2)
+    if count == size:
+        before = start.unsqueeze(2)
+    else:
+        before = _entering(_leaving(inside[:, :, :, -1], sums[..., -1, :], start), start)
+    return torch.addcmul(inside, sums.exp().unsqueeze(-1), before.unsqueeze(3)).flatten(2, 3)[:, :, :count]
+
+
+def _entering(leaving: Tensor, start: Tensor) -> Tensor:
+    """State before each chunk from the states after them."""
+    return torch.cat([start.unsqueeze(2), leaving[:, :, :-1]], dim=2)
 
 
 def gla_bidirectional_sequential(

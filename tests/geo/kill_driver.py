@@ -27,7 +27,7 @@ CODES = (texture(SHAPE, seed=3) * 6).astype("uint8") % 4
 def run(path: Path) -> int:
     """One process: goes on behind what is finished; returns the slabs it wrote."""
     sink = CogSink(path, grid(SHAPE), class_layer({0: "none", 1: "built"}, {1: (200, 0, 0)}), key="pair and bundle")
-    first = sink.rows_finished
+    first = sink.finished(Window.whole(SHAPE))
     for row in range(first, SHAPE[0], DEPTH):
         sink.write(Window(start=(row, 0), size=(DEPTH, SHAPE[1])), CODES[:, row : row + DEPTH])
     sink.close()
@@ -47,8 +47,8 @@ def die_at(n: int, log: Path) -> None:
 
     write = medmamba.scratch.ScratchMap.write
 
-    def write_then_step(rows: medmamba.scratch.ScratchMap, start: int, array: np.ndarray) -> None:
-        write(rows, start, array)
+    def write_then_step(rows: medmamba.scratch.ScratchMap, start: int, array: np.ndarray, first: int = 0) -> None:
+        write(rows, start, array, first)
         step("scratch", rows.path)
 
     medmamba.scratch.ScratchMap.write = write_then_step

@@ -87,6 +87,24 @@ def test_without_georeference_and_rotated(tmp_path: Path) -> None:
     assert RasterSource(tmp_path / "b.tif").grid.matches(turned)
 
 
+WHOLE = Window.whole((8, 5))
+
+
+def test_strips_make_the_same_file_as_whole_rows(tmp_path: Path) -> None:
+    array = (texture((70, 600)) * 5).astype("uint8")
+    write(tmp_path / "whole.tif", array, LAYER)
+    sink = CogSink(tmp_path / "strips.tif", grid((70, 600)), LAYER, key="k")
+    for column, width in ((0, 250), (250, 350)):
+        for row, again in ((0, 40), (30, 40)):  # ten rows come twice, as from several rasters after a kill
+            box = Window(start=(row, column), size=(again, width))
+            sink.write(box, array[(slice(None), *box.slices)])
+        if column == 0:
+            with pytest.raises(InputError, match="never written"):
+                sink.close()
+    sink.close()
+    assert (tmp_path / "strips.tif").read_bytes() == (tmp_path / "whole.tif").read_bytes()
+
+
 def test_resume_needs_the_same_key_and_survives_a_torn_journal(tmp_path: Path) -> None:
     def opened(key: str, shape: tuple[int, int] = (8, 5)) -> CogSink:
         return CogSink(tmp_path / "a.tif", grid(shape), LAYER, key=key)
@@ -94,16 +112,16 @@ def test_resume_needs_the_same_key_and_survives_a_torn_journal(tmp_path: Path) -
     slab = np.full((1, 4, 5), 3, dtype="uint8")
     opened("k").write(Window(start=(0, 0), size=(4, 5)), slab)
     with (tmp_path / ".a.tif.scratch" / "journal").open("a") as file:
-        file.write('["rows", 8')  # the machine went down inside this line
+        file.write('["0:5", 8')  # the machine went down inside this line
     again = opened("k")
-    assert again.rows_finished == 4
-    for start, array in (((0, 0), slab), ((6, 0), slab[:, :2]), ((4, 0), slab[:, :, :3]), ((4, 0), slab[:, :2])):
+    assert again.finished(WHOLE) == 4
+    for start, array in (((6, 0), slab[:, :2]), ((4, 0), slab[:, :, :3]), ((4, 0), slab[:, :2])):
         with pytest.raises(ShapeError, match="row 4"):
             again.write(Window(start=start, size=(4, 5)), array)
     again.write(Window(start=(4, 0), size=(4, 5)), slab)
-    assert opened("k").rows_finished == 8
-    assert opened("k", (8, 6)).rows_finished == 0
-    assert opened("other").rows_finished == 0
+    assert opened("k").finished(WHOLE) == 8
+    assert opened("k", (8, 6)).finished(Window.whole((8, 6))) == 0
+    assert opened("other").finished(WHOLE) == 0
 
 
 def test_close_before_all_rows_keeps_the_scratch(tmp_path: Path) -> None:
@@ -113,7 +131,7 @@ def test_close_before_all_rows_keeps_the_scratch(tmp_path: Path) -> None:
         sink.close()
     assert error.value.code == "output_mismatch"
     assert not (tmp_path / "a.tif").exists()
-    assert sink.rows_finished == 4
+    assert sink.finished(WHOLE) == 4
 
 
 def test_layers_that_no_tiff_can_hold_are_refused() -> None:

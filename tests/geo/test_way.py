@@ -63,8 +63,8 @@ def run(dates: tuple[Source, Source], path: Path, most: int = 1000) -> int:
     pair = StackedSource(*(StretchedSource(d, stretch) for d in dates))
     cog = CogSink(path, pair.grid, class_layer({0: "no change", 1: "change"}, {1: (255, 0, 0)}), key="k")
     sink = Decoded(MaskingSink(cog, [QualitySource(d) for d in dates]), most)
-    first = cog.rows_finished
-    infer(Difference(), pair, sink, classes=2, windowing=WINDOWING, sums=torch.float64, first_row=first)
+    first = cog.finished(Window.whole(pair.grid.shape))
+    infer(Difference(), pair, sink, classes=2, windowing=WINDOWING, sums=torch.float64, finished=cog.finished)
     sink.close()
     return first
 

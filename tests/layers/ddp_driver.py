@@ -1,6 +1,7 @@
 """One of two processes that train a reversible body under DDP; writes its gradients: `ddp_driver.py RANK FOLDER`."""
 
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -22,8 +23,8 @@ def images() -> torch.Tensor:
 
 
 def main(rank: int, folder: Path) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
+    meeting, patience = f"file://{folder / 'meeting'}", timedelta(seconds=100)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2, timeout=patience)
     wrapped = torch.nn.parallel.DistributedDataParallel(network())
     for _ in range(2):  # the second step finds the hooks of the first
         wrapped.zero_grad()

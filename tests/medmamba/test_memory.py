@@ -125,15 +125,16 @@ def test_predictions_see_any_network_and_any_loss() -> None:
 def test_the_fastest_mode_that_fits_is_chosen() -> None:
     network, shape = without_data(lambda: MambaUNet(config())), (1, 1, 16, 16)
     costs = {mode: predict(network, shape, memory=mode) for mode in network.modes}  # type: ignore[union-attr]
-    for mode, cost in costs.items():
-        assert choose_memory(network, shape, cost.total) == (mode, cost)
-    assert choose_memory(network, shape, 1)[0] == "full"
+    for mode in ("stored", "stages"):
+        assert choose_memory(network, shape, costs[mode].total) == (mode, costs[mode])
+    assert choose_memory(network, shape, costs["stages"].total - 1) == ("full", costs["full"])
+    assert choose_memory(without_data(lambda: MambaUNet(config(widths=(C,), depths=(1,)))), shape, 1)[0] == "full"
 
 
 def test_the_largest_patch_fits_and_the_next_does_not() -> None:
     network = without_data(lambda: MambaUNet(config(widths=(C,), depths=(1,))))
-    budget = predict(network, (1, 1, 19, 19)).total
-    assert largest_patch(network, budget)[0] == (19, 19)
-    assert largest_patch(network, budget, limit=(8, 64))[0] == (8, 45)  # 45 x 8 cells are 360, 19 x 19 are 361
+    budget = predict(network, (1, 1, 7, 7)).total
+    assert largest_patch(network, budget)[0] == (7, 7)
+    assert largest_patch(network, budget, limit=(4, 64))[0] == (4, 12)  # 12 x 4 cells are 48, 7 x 7 are 49
     with pytest.raises(ConfigError, match="raise the budget"):
         largest_patch(network, 100)

@@ -148,8 +148,8 @@ def test_gla_with_bounded_gates_equals_definition(length: int, floor: float) -> 
     q, k, raw = (torch.randn(2, 2, length, 3, generator=g, dtype=torch.float64) for _ in range(3))
     v = torch.randn(2, 2, length, 4, generator=g, dtype=torch.float64)
     gates = floor * raw.abs().clamp(max=1)
-    _agree(gla.gla_bounded, gla.gla_sequential, [q, k, v, gates])
-    single = gla.gla_bounded(*(x.float() for x in (q, k, v, gates)))
+    _agree(lambda *a: gla.gla_bounded(*a)[0], gla.gla_sequential, [q, k, v, gates])
+    single = gla.gla_bounded(*(x.float() for x in (q, k, v, gates)))[0]
     torch.testing.assert_close(single.double(), gla.gla_sequential(q, k, v, gates), rtol=1e-4, atol=1e-5)
 
 

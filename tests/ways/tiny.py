@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -14,8 +15,10 @@ from medmamba.windows import Windowing
 from pipelines.networks import NETWORKS
 
 
-def make_bundle(folder: Path, *, seed: int = 0, roles: tuple[str, ...] = ("ct",), name: str = "tiny") -> Bundle:
-    """An untrained Mamba U-Net of a few hundred weights, two labels."""
+def make_bundle(
+    folder: Path, *, seed: int = 0, roles: tuple[str, ...] = ("ct",), name: str = "tiny", **config_of: Any
+) -> Bundle:
+    """An untrained Mamba U-Net of a few hundred weights, two labels; `config_of` it where it differs."""
     torch.manual_seed(seed)
     config = {
         "spatial_dims": 3,
@@ -26,6 +29,7 @@ def make_bundle(folder: Path, *, seed: int = 0, roles: tuple[str, ...] = ("ct",)
         "state": 1,
         "mixer_from": 9,
         "mixer": "none",
+        **config_of,
     }
     return save_bundle(
         folder,
