@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -19,12 +18,12 @@ from flows.progress import progress
 from flows.settings import prepare_environment
 from flows.work import Work
 from medmamba.bundle import Bundle
-from medmamba.errors import ConfigError, InputError, MedMambaError
+from medmamba.errors import ConfigError, MedMambaError
 from pipelines.archive import Found, Plan, due, require_apart, require_code
-from pipelines.budget import machine_bytes, parse_bytes
+from pipelines.budget import fitting_batch, machine_bytes, parse_bytes, window_bytes
 from pipelines.contents import printable
 from pipelines.dicom_out import require_seg_kind
-from pipelines.domains import domain_of
+from pipelines.domains import domain_of, needed_bytes
 from pipelines.layouts.bids import describe
 from pipelines.pages.report import PAGE, write_report
 from pipelines.predict import Predictor, require_mode
@@ -54,7 +53,7 @@ class Settings:
     output: Path
     ram: str | None = None
     device: str = "auto"
-    batch: int = 1
+    batch: int = 0  # windows at once; 0: what fits the memory
     workers: int = 1
     retry: str | None = None
     verify: bool = False
@@ -65,9 +64,9 @@ class Settings:
     mode: str = "windows"
 
     def __post_init__(self) -> None:
-        if self.workers < 1 or self.batch < 1 or self.settle < 0:
+        if self.workers < 1 or self.batch < 0 or self.settle < 0:
             raise ConfigError(
-                f"--workers {self.workers}, --batch {self.batch}: at least 1; --settle {self.settle}: at least 0"
+                f"--workers {self.workers}: at least 1; --batch {self.batch}, --settle {self.settle}: at least 0"
             )
         require_code(self.retry)
         require_seg_kind(self.dicom_seg)
@@ -176,13 +175,23 @@ def look(settings: Settings, bundle: Bundle, index: Index) -> tuple[Found, Plan]
 
 
 def memory_told(plan: Plan, bundle: Bundle, settings: Settings) -> str:
-    """What the largest of the due cases (of the first PAGE_CASES) will take above this process, and what it may."""
-    predicted = [0]
-    for item in plan.due[:PAGE_CASES]:
-        with suppress(InputError):  # it will be set aside under its code when its turn comes
-            predicted.append(domain_of(bundle.task).needed_bytes(bundle, item.case))
-    own, most = peak_memory_mb(), max(predicted) / 2**20
-    return f"memory: {own:.0f} MiB now + {most:.0f} MiB for the largest case, {settings.memory >> 20} MiB may be used"
+    """What the largest of the due cases will take above this process, and what it may."""
+    batch, most = batch_of(plan, bundle, settings), largest(plan, bundle)
+    most += (batch - 1) * window_bytes(bundle)
+    return (
+        f"memory: {peak_memory_mb():.0f} MiB now + {most / 2**20:.0f} MiB for the largest case with {batch} windows at "
+        f"once, {settings.memory >> 20} MiB may be used"
+    )
+
+
+def largest(plan: Plan, bundle: Bundle) -> int:
+    """Bytes of the largest of the due cases (of the first PAGE_CASES)."""
+    return needed_bytes(bundle, [item.case for item in plan.due[:PAGE_CASES]])
+
+
+def batch_of(plan: Plan, bundle: Bundle, settings: Settings) -> int:
+    """Windows at once: as asked, or what fits the memory of a case."""
+    return settings.batch or fitting_batch(bundle, largest(plan, bundle), settings.memory)
 
 
 def told(found: Found, plan: Plan, settings: Settings) -> str:
@@ -210,7 +219,7 @@ def prepare(settings: Settings, resolved: Resolved, plan: Plan, run: Run | None)
         predictor = Predictor.load(
             resolved.bundle,
             device=settings.device,
-            batch=settings.batch,
+            batch=batch_of(plan, resolved.bundle, settings),
             mode=settings.mode,
             run=notes,
             dicom_seg=settings.dicom_seg,

@@ -25,7 +25,9 @@ app.add_typer(models, name="models")
 BundleOption = Annotated[str, typer.Option(help="Folder of a bundle, or models:/NAME@ALIAS.")]
 OutputOption = Annotated[Path, typer.Option(help="Folder for all products.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-BatchOption = Annotated[int, typer.Option(min=1, help="Windows shown to the network at once.")]
+BatchOption = Annotated[
+    int, typer.Option(min=0, help="Windows shown to the network at once; 0: what the memory takes.")
+]
 ModeOption = Annotated[
     str, typer.Option(help="windows: overlapping, blended; stream: the whole image in one piece, slab by slab.")
 ]
@@ -42,8 +44,9 @@ def predict(
     ],
     bundle: BundleOption,
     output: OutputOption,
+    ram: Annotated[str | None, typer.Option(help="Memory that may be used, for example 4G.")] = None,
     device: DeviceOption = "auto",
-    batch_size: BatchOption = 1,
+    batch_size: BatchOption = 0,
     mode: ModeOption = "windows",
     dicom_seg: SegOption = "labelmap",
     config: ConfigOption = None,
@@ -51,18 +54,21 @@ def predict(
     """Segment one case, or each of a folder: labels on its own grid, a picture, a report; for DICOM a DICOM SEG too."""
     from flows.gpu import gpu_lock
     from medmamba.errors import InputError
-    from pipelines.domains import domain_of
+    from pipelines.budget import fitting_batch, machine_bytes, parse_bytes, require_memory
+    from pipelines.domains import domain_of, needed_bytes
     from pipelines.predict import Predictor
     from pipelines.state import STATE
     from pipelines.tracking import resolve
 
     resolved = resolve(bundle, output / STATE / "models")
-    predictor = Predictor.load(resolved.bundle, device=device, batch=batch_size, mode=mode, dicom_seg=dicom_seg)
-    domain = domain_of(predictor.bundle.task)
-    cases = domain.cases_of(files, predictor.bundle.preprocessing.roles, output=output)
+    domain, memory = domain_of(resolved.bundle.task), machine_bytes() if ram is None else parse_bytes(ram)
+    cases = domain.cases_of(files, resolved.bundle.preprocessing.roles, output=output)
+    batch = batch_size or fitting_batch(resolved.bundle, needed_bytes(resolved.bundle, cases), memory)
+    predictor = Predictor.load(resolved.bundle, device=device, batch=batch, mode=mode, dicom_seg=dicom_seg)
     refused = 0
     for case in cases:
         try:
+            require_memory(case, needed_bytes(resolved.bundle, [case]), memory)
             with gpu_lock(str(predictor.device)), progress(case.id) as update:
                 report = domain.predict(predictor, case, output, update)
         except InputError as error:
@@ -89,7 +95,7 @@ def batch(
     output: OutputOption,
     ram: Annotated[str | None, typer.Option(help="Memory that may be used, for example 4G.")] = None,
     device: DeviceOption = "auto",
-    batch_size: BatchOption = 1,
+    batch_size: BatchOption = 0,
     workers: Annotated[int, typer.Option(min=1, help="Cases at a time.")] = 1,
     retry: Annotated[str | None, typer.Option(help="Take up set-aside cases again: a reason code, or all.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read and hash every input and product.")] = False,
@@ -134,12 +140,12 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node N --no-python medmamba train RUN.toml
     """
-    from pipelines.config import TrainRun
+    from pipelines.change_run import load_run
     from pipelines.parallel import is_first
     from pipelines.tracking import register_model, track_training
     from pipelines.train import train as run_training
 
-    settings = TrainRun.load(run)
+    settings = load_run(run)
     tracked = track_training(settings.name, {"run_file": run, "network": settings.network})
     with tracked if is_first() else nullcontext() as log, progress(settings.name) as update:
         bundle = run_training(settings, resume=resume, log=log, progress=update)
@@ -274,18 +280,33 @@ def doctor() -> None:
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where the demo lives.")] = Path("demo"), config: ConfigOption = None
+    job: Annotated[
+        str, typer.Argument(help="volume (a cohort made from a real brain) or change (a pair of scenes).")
+    ] = "volume",
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the demo lives; demo, or demo-change, unless given.")
+    ] = None,
+    config: ConfigOption = None,
 ) -> None:
-    """The main job from end to end on a cohort made from a real brain: train, register, batch, evaluate."""
-    from flows.demo import run_demo
+    """A job from end to end on made data: train, register, predict, compare with the truth."""
+    from medmamba.errors import ConfigError
 
-    raise typer.Exit(run_demo(folder, typer.echo))
+    if job == "volume":
+        from flows.demo import run_demo
+
+        raise typer.Exit(run_demo(folder or Path("demo"), typer.echo))
+    if job == "change":
+        from flows.demo_change import run_demo_change
+
+        raise typer.Exit(run_demo_change(folder or Path("demo-change"), typer.echo))
+    raise ConfigError(f"demo {job!r} unknown; known: volume, change")
 
 
 def main() -> None:
     """Runs the command; an error made for users is one line and exit code 1."""
     prepare_environment()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("rasterio").setLevel(logging.ERROR)  # GDAL's remarks on a damaged file; the reason code says it
     from medmamba.errors import MedMambaError
 
     try:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
 from rasterio.windows import Window as RasterWindow
@@ -65,7 +66,11 @@ class RasterSource:
     ) -> None:
         self.path, self.dataset = path, open_dataset(path)
         data = self.dataset
-        colours = data.colorinterp
+        try:
+            with raster_env():  # outside GDAL prints what it finds wrong
+                colours, flags = data.colorinterp, data.mask_flag_enums
+        except CPLE_BaseError as error:
+            raise InputError("corrupt_file", f"{path}: cannot be read ({error})") from error
         self.bands = tuple(bands or (i for i in data.indexes if colours[i - 1] != ColorInterp.alpha))
         if not self.bands or max(self.bands) > data.count:
             raise InputError("wrong_channels", f"{path}: bands {self.bands} asked of {data.count} bands, {colours}")
@@ -78,7 +83,7 @@ class RasterSource:
         self.stored, self.units = stored, self.calibration.units
         self.dtype = stored if self.calibration.identity else np.dtype("float32")
         self.nodata = self.calibration.nodata
-        self._masked = any(MaskFlags.all_valid not in data.mask_flag_enums[b - 1] for b in self.bands)
+        self._masked = any(MaskFlags.all_valid not in flags[b - 1] for b in self.bands)
         self.notes = _notes(data, self.grid.frame)
         self.lock = threading.Lock()  # GDAL's handle takes one thread at a time, whoever reads through it
 

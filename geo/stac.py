@@ -129,15 +129,19 @@ def write_item(path: Path, item: pystac.Item) -> None:
 
 
 def footprint(grid: Grid) -> tuple[dict[str, Any] | None, list[float] | None]:
-    """Outline in WGS 84 and its box; (None, None) without a CRS."""
+    """Outline in WGS 84 and its box; (None, None) without a CRS and on other celestial bodies."""
     if grid.frame == PIXELS:
+        return None, None
+    try:
+        to_degrees = pyproj.Transformer.from_crs(grid.frame, "OGC:CRS84", always_xy=True)
+    except pyproj.exceptions.ProjError:
         return None, None
     t = np.linspace(0, 1, EDGE_POINTS)[:-1]
     zero, one = np.zeros_like(t), np.ones_like(t)
     rows = np.concatenate([zero, t, one, 1 - t]) * grid.shape[0] - 0.5
     cols = np.concatenate([t, one, 1 - t, zero]) * grid.shape[1] - 0.5
     x, y = grid.affine[:2, :2] @ np.stack([rows, cols]) + grid.affine[:2, 2:]
-    lon, lat = pyproj.Transformer.from_crs(grid.frame, "OGC:CRS84", always_xy=True).transform(x, y)
+    lon, lat = to_degrees.transform(x, y)
     whole = shapely.normalize(shapely.Polygon(np.stack([lon, lat], axis=1)))
     outline = shapely.geometry.polygon.orient(shapely.set_precision(whole, 1e-7))
     return shapely.geometry.mapping(outline), [float(v) for v in outline.bounds]

@@ -14,7 +14,8 @@ from medmamba.errors import InputError
 from medmamba.files import write_bytes
 from pipelines.archive import Item, input_facts, set_aside_path
 from pipelines.budget import require_memory
-from pipelines.predict import Predictor, predict
+from pipelines.domains import domain_of, predict
+from pipelines.predict import Predictor
 from pipelines.report import Report, machine, now
 from pipelines.state import DEATHS, begin_attempt, end_attempt, read_attempt
 
@@ -75,7 +76,7 @@ def _try(place: Workplace, item: Item, last: bool, progress: Callable[[int, int]
         begin_attempt(place.output, place.bundle.title, item.case.id, item.key)
         if item.fault is not None:
             raise item.fault
-        require_memory(place.bundle, item.case, place.memory)
+        require_memory(item.case, domain_of(place.bundle.task).needed_bytes(place.bundle, item.case), place.memory)
         report = predict(place.predictor, item.case, place.output, progress)
     except InputError as error:
         return set_aside(place, item, error)
@@ -107,7 +108,7 @@ def set_aside(place: Workplace, item: Item, error: BaseException) -> Report:
         key=item.key,
         status="set_aside",
         bundle={"name": place.bundle.name, "id": place.bundle.id},
-        inputs=input_facts(item),
+        inputs=input_facts(item, domain_of(place.bundle.task).parts),
         code=code,
         message=message.encode("utf-8", "backslashreplace").decode(),
         group=item.case.group,

@@ -23,9 +23,11 @@ from medmamba.ops.backend import backend_report
 RESULT_VERSION = 1  # raised when our code changes outputs: every finished case is then due again
 
 
-def case_key(contents: Mapping[str, str], bundle: Bundle) -> str:
-    """Hash of the contents by role (SHA-256), the bundle's id (task settings are in it) and RESULT_VERSION."""
-    return hash_json({"contents": dict(contents), "bundle": bundle.id, "version": RESULT_VERSION})
+def case_key(contents: Mapping[str, str], bundle: Bundle, mode: str = "windows") -> str:
+    """Hash of the contents by role (SHA-256), the bundle's id (task settings are in it), RESULT_VERSION, and the mode
+    of inference: another mode is another result."""
+    own = {} if mode == "windows" else {"mode": mode}
+    return hash_json({"contents": dict(contents), "bundle": bundle.id, "version": RESULT_VERSION, **own})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,5 +96,5 @@ def machine() -> dict[str, Any]:
         "torch": str(torch.__version__),
         "system": platform.platform(),
         "threads": torch.get_num_threads(),
-        "scan": {k: v for k, v in backend_report().items() if k in ("backend", "isa", "fallback_reason")},
+        "scan": {k: v for k, v in backend_report().items() if k in ("backend", "isa", "fallback_reason", "cuda")},
     }

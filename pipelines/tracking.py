@@ -131,6 +131,7 @@ def end_run(run: Run, *, failed: bool = False) -> None:
 def figures(report: Report) -> dict[str, float]:
     """The numbers of one report as MLflow metrics: seconds, memory, and what the task measured per label."""
     found = {n: float(report.run[n]) for n in ("seconds", "peak_memory_mb") if report.run.get(n) is not None}
+    found |= {n: float(value) for n, value in report.numbers.get("figures", {}).items()}
     for row in report.numbers.get("labels", {}).values():
         label = re.sub(r"[^\w. -]+", "-", str(row["name"]))
         for name in ("volume_ml", "intensity_mean"):
@@ -199,7 +200,7 @@ def register_model(
     )
     run = client.create_run(experiment(client, MODELS), tags={"mlflow.runName": bundle.title, "bundle": bundle.id})
     with _quiet(), mlflow.start_run(run_id=run.info.run_id):
-        mlflow.log_metrics(dict(metrics or {}))
+        mlflow.log_metrics({**checks_of(bundle), **dict(metrics or {})})
         info = mlflow.pyfunc.log_model(
             name=re.sub(r"[^\w.-]+", "-", name),
             python_model=str(Path(__file__).with_name("served_model.py")),
@@ -211,6 +212,11 @@ def register_model(
     if alias:
         client.set_registered_model_alias(name, alias, version)
     return version
+
+
+def checks_of(bundle: Bundle) -> dict[str, float]:
+    """What a bundle's card says of the checks its model went through (change models have such)."""
+    return {f"check_{name}": float(value) for name, value in bundle.card.get("checks", {}).items()}
 
 
 def requirements() -> list[str]:

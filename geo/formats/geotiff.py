@@ -97,11 +97,12 @@ def disk_needed(shape: tuple[int, int], layer: Layer) -> int:
 
 
 class CogSink:
-    """A Sink for numbers as stored, (C, rows, cols), slabs of whole rows in order; `close` makes the file.
+    """A Sink for numbers as stored, (C, rows, cols), slabs in order of rows; `close` makes the file.
 
+    Slabs are of whole rows, or the raster comes in strips of columns that do not overlap, each in order of rows.
     `key` = hash of what the raster is made from (pair, bundle, settings). A process that comes after with the same key
-    goes on at `rows_finished`. A `close` before every row has come raises InputError("output_mismatch") and keeps the
-    scratch rows.
+    goes on where `finished` says. A `close` before every cell has come raises InputError("output_mismatch") and keeps
+    the scratch rows.
     """
 
     def __init__(self, path: Path, grid: Grid, layer: Layer, *, key: str) -> None:
@@ -113,26 +114,30 @@ class CogSink:
             folder / "rows", rows, (len(layer.bands), cols), np.dtype(layer.dtype).newbyteorder("<")
         )
 
-    @property
-    def rows_finished(self) -> int:
-        """Rows from the top that last: where the loop goes on."""
-        return max((stop for _, stop in self.journal.finished), default=0)
+    def finished(self, box: Window) -> int:
+        """Rows from the top that last, of the strip of columns that the box covers: where the loop goes on."""
+        return max((stop for name, stop in self.journal.finished if name == strip_of(box)), default=0)
 
     def write(self, window: Window, array: np.ndarray) -> None:
-        """Makes a slab last before it returns. Raises ShapeError for anything but the next whole rows."""
-        expected = (len(self.layer.bands), *window.size)
-        if window.start != (self.rows_finished, 0) or window.size[1] != self.grid.shape[1] or array.shape != expected:
+        """Makes a slab last before it returns; rows that last already may come again. Raises ShapeError for a gap."""
+        expected, next_row = (len(self.layer.bands), *window.size), self.finished(window)
+        if window.start[0] > next_row or array.shape != expected:
             raise ShapeError(
-                f"slab {array.shape} at {window.start}: expected {expected[0]} bands of whole rows of "
-                f"{self.grid.shape[1]} cells from row {self.rows_finished} on"
+                f"slab {array.shape} at {window.start}: expected {expected} from row {next_row} of these columns on"
             )
         window.require_inside(self.grid.shape)
-        self.scratch.write(window.start[0], np.moveaxis(array, 1, 0))
-        self.journal.add("rows", window.stop[0])
+        self.scratch.write(window.start[0], np.moveaxis(array, 1, 0), window.start[1])
+        if window.stop[0] > next_row:
+            self.journal.add(strip_of(window), window.stop[0])
 
     def close(self) -> None:
-        if self.rows_finished < self.grid.shape[0]:
-            raise InputError("output_mismatch", f"{self.path}: rows from {self.rows_finished} on were never written")
+        whole = np.zeros(self.grid.shape[1], dtype=bool)
+        for columns, stop in self.journal.finished:
+            if stop == self.grid.shape[0]:
+                whole[slice(*map(int, columns.split(":")))] = True
+        if not whole.all():
+            last = self.finished(Window.whole(self.grid.shape))
+            raise InputError("output_mismatch", f"{self.path}: rows from {last} on were never written")
         part = self.path.with_name(f".{self.path.name}{TEMPORARY}")
         for left in self.path.parent.glob(f".{self.path.name}{TEMPORARY}*"):
             left.unlink()
@@ -148,6 +153,11 @@ class CogSink:
         sync_folder(self.path.parent)
         step("renamed", self.path)
         self.journal.remove()
+
+
+def strip_of(box: Window) -> str:
+    """The columns of a box, as the journal names them."""
+    return f"{box.start[1]}:{box.stop[1]}"
 
 
 def creation_options(layer: Layer) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`--mode stream` on real files: labels as the network shown the whole image gives them; a kill in the product goes on."""
+"""`--mode stream` on real files: the labels of the network shown the whole image; a kill in the product goes on."""
 
 from pathlib import Path
 from typing import Any
