@@ -191,12 +191,12 @@ def child_full(folder: str, shape: Shape) -> dict[str, float]:
     return {"cpu": spent, "network": spent}
 
 
-def child_stream(folder: str, shape: Shape, rows: int) -> dict[str, float]:
-    """The same slab by slab."""
+def child_stream(folder: str, shape: Shape) -> dict[str, float]:
+    """The same slab by slab, of as many rows as by default."""
     return_large_blocks()
     network, sink = flagship(), FileSink(Path(folder) / "streamed", shape, CLASSES)
     start = time.process_time()
-    stream(network, RawSource(Path(folder) / "image", shape), sink, scratch=Path(folder) / "maps", rows=rows)
+    stream(network, RawSource(Path(folder) / "image", shape), sink, scratch=Path(folder) / "maps")
     return {"cpu": time.process_time() - start, "network": 0}
 
 
@@ -381,16 +381,14 @@ def exported(folder: Path, quick: bool) -> None:
 def streamed(folder: Path, quick: bool) -> None:
     short, long = ((96, 48, 48), (288, 48, 48)) if quick else ((192, 96, 96), (576, 96, 96))
     write_noise(folder / "image", short)
-    full = measure("full", str(folder), short)
-    slabs = {rows: measure("stream", str(folder), short, rows) for rows in (4, 12)}
+    full, slabs = middle(("full", "stream"), str(folder), short)
     same = np.array_equal(np.memmap(folder / "full", np.uint8, "r"), np.memmap(folder / "streamed", np.uint8, "r"))
-    print(f"{short}: full {told(full)}; slabs of 12 {told(slabs[12])}; equal bit for bit: {same}")
-    row("streamed peak / full, slabs of 12", slabs[12]["peak"] / full["peak"], 0.2, 0.1)
-    row("streamed peak / full, slabs of 4", slabs[4]["peak"] / full["peak"], 0.2, 0.1)
-    row("streamed time / full, slabs of 12", slabs[12]["cpu"] / full["cpu"], 1.5, 1.2)
+    print(f"{short}, middle of 3: full {told(full)}; streamed {told(slabs)}; equal bit for bit: {same}")
+    row("streamed peak / full", slabs["peak"] / full["peak"], 0.2, 0.1)
+    row("streamed time / full", slabs["cpu"] / full["cpu"], 1.5, 1.2)
     write_noise(folder / "image", long)
-    tripled = measure("stream", str(folder), long, 12)
-    row("streamed peak when z triples", tripled["peak"] / slabs[12]["peak"] - 1, 0.05, 0.02, "{:+.1%}")
+    tripled = measure("stream", str(folder), long)
+    row("streamed peak when z triples", tripled["peak"] / slabs["peak"] - 1, 0.05, 0.02, "{:+.1%}")
 
 
 def scenes(folder: Path, quick: bool) -> None:

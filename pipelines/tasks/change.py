@@ -3,8 +3,8 @@ what.
 
 Scores (C, rows, cols): binary C = 2 (unchanged, changed); semantic C = 2 + 2K, then the K classes at the earlier and at
 the later date, class 0 standing for unchanged. Settings (in the bundle): `threshold` and `curve`, chosen on held-out
-pairs (`pipelines.change_calibration`), `classes` of semantic change, and `comparison`, what is done to the two scenes
-before they are compared.
+pairs (`change_calibration`), `classes` of semantic change, and `comparison`, what is done to the two scenes before they
+are compared.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def test_killed_at_every_durable_step(root: Path, unbroken: dict[str, Any]) -> N
     told = json.loads(
         subprocess.run(arguments, cwd=CHECKOUT, env=environment, check=True, stdout=subprocess.PIPE).stdout
     )
-    # Two steps (written, renamed) for each of: 3 attempts, 2 x (labels, picture, report), 1 record, 2 BIDS files, 1 page.
+    # Two steps (written, renamed) each: 3 attempts, 2 x (labels, picture, report), 1 record, 2 BIDS files, 1 page.
     assert len(told) == 2 * (3 + 2 * 3 + 1 + 2 + 1)
     for kill in told:
         place = f"killed at step {kill['n']}: {kill['step']}"
