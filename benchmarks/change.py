@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medmamba.layers.change_pair import split_dates
-from pipelines.change_evaluate import evaluate_pairs
-from pipelines.change_run import ChangeRun
+from pipelines.learning.change_run import ChangeRun
+from pipelines.learning.train import train
 from pipelines.networks import NETWORKS
-from pipelines.predict import Predictor
-from pipelines.train import train
+from pipelines.scoring.change_evaluate import evaluate_pairs
+from pipelines.serving.predict import Predictor
 
 SHARED = Path(os.environ.get("MEDMAMBA_SHARED", Path(__file__).parents[2] / "shared"))
 WIDTHS = (16, 32, 64, 128)

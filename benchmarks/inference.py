@@ -40,8 +40,8 @@ from medmamba.sample import Image
 from medmamba.source import StackedSource
 from medmamba.stream import stream
 from medmamba.windows import Window, Windowing
-from pipelines.budget import return_large_blocks
-from pipelines.predict_pair import STRIP
+from pipelines.serving.budget import return_large_blocks
+from pipelines.serving.predict_pair import STRIP
 
 ROOT = Path(__file__).resolve().parent.parent
 WINDOW, CLASSES = 96, 5

@@ -26,13 +26,14 @@ import numpy as np
 import torch
 
 from medmamba.memory import measure
-from pipelines import cohort, demo_cohort
+from pipelines.cases import cohort
 from pipelines.config import TrainRun
-from pipelines.evaluate import evaluate_bundle
-from pipelines.losses import dice_ce
-from pipelines.metrics import interval
+from pipelines.demo import cohort as demo_cohort
+from pipelines.learning.losses import dice_ce
+from pipelines.learning.train import train
 from pipelines.networks import NETWORKS
-from pipelines.train import train
+from pipelines.scoring.evaluate import evaluate_bundle
+from pipelines.scoring.metrics import interval
 
 RATES = (1e-3, 3e-3, 1e-2)
 WINDOW = (32, 32, 32)

@@ -19,17 +19,17 @@ from flows.settings import prepare_environment
 from flows.work import Work
 from medmamba.bundle import Bundle
 from medmamba.errors import ConfigError, MedMambaError
-from pipelines.archive import Found, Plan, due, require_apart, require_code
-from pipelines.budget import fitting_batch, machine_bytes, parse_bytes, window_bytes
-from pipelines.contents import printable
-from pipelines.dicom_out import require_seg_kind
+from pipelines.cases.archive import Found, Plan, due, require_apart, require_code
+from pipelines.cases.contents import printable
+from pipelines.cases.state import STATE, Index, end_attempt, lock, sweep
 from pipelines.domains import domain_of, needed_bytes
 from pipelines.layouts.bids import describe
 from pipelines.pages.report import PAGE, write_report
-from pipelines.predict import Predictor, require_mode
-from pipelines.process import Workplace, clear_record
 from pipelines.report import Report, now, peak_memory_mb
-from pipelines.state import STATE, Index, end_attempt, lock, sweep
+from pipelines.serving.budget import fitting_batch, machine_bytes, parse_bytes, window_bytes
+from pipelines.serving.dicom_out import require_seg_kind
+from pipelines.serving.predict import Predictor, require_mode
+from pipelines.serving.process import Workplace, clear_record
 from pipelines.tasks import build_task
 from pipelines.tracking import Resolved, end_run, log_reports, pseudonym_key, resolve, stamp, start_run, untracked
 

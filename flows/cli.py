@@ -54,10 +54,10 @@ def predict(
     """Segment one case, or each of a folder: labels on its own grid, a picture, a report; for DICOM a DICOM SEG too."""
     from flows.gpu import gpu_lock
     from medmamba.errors import InputError
-    from pipelines.budget import fitting_batch, machine_bytes, parse_bytes, require_memory
+    from pipelines.cases.state import STATE
     from pipelines.domains import domain_of, needed_bytes
-    from pipelines.predict import Predictor
-    from pipelines.state import STATE
+    from pipelines.serving.budget import fitting_batch, machine_bytes, parse_bytes, require_memory
+    from pipelines.serving.predict import Predictor
     from pipelines.tracking import resolve
 
     resolved = resolve(bundle, output / STATE / "models")
@@ -140,10 +140,10 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node N --no-python medmamba train RUN.toml
     """
-    from pipelines.change_run import load_run
-    from pipelines.parallel import is_first
+    from pipelines.learning.change_run import load_run
+    from pipelines.learning.parallel import is_first
+    from pipelines.learning.train import train as run_training
     from pipelines.tracking import register_model, track_training
-    from pipelines.train import train as run_training
 
     settings = load_run(run)
     tracked = track_training(settings.name, {"run_file": run, "network": settings.network})
@@ -165,7 +165,7 @@ def import_weights(
 ) -> None:
     """Make a bundle of published weights and the contract with the data that they were trained under."""
     from pipelines.config import Contract
-    from pipelines.weights import import_weights as make_bundle
+    from pipelines.learning.weights import import_weights as make_bundle
 
     bundle = make_bundle(Contract.load(contract, architecture=network), file, output)
     typer.echo(f"bundle {bundle.title}: {bundle.folder}")
@@ -180,8 +180,8 @@ def evaluate(
     config: ConfigOption = None,
 ) -> None:
     """Dice, NSD and HD95 (mm) of predictions against a reference, with intervals; JSON and CSV."""
-    from pipelines.evaluate import evaluate as score
-    from pipelines.evaluate import format_table
+    from pipelines.scoring.evaluate import evaluate as score
+    from pipelines.scoring.evaluate import format_table
 
     typer.echo(format_table(score(reference, prediction, ignore=ignore_label, output=output)))
 
@@ -198,12 +198,12 @@ def plan(
     config: ConfigOption = None,
 ) -> None:
     """A cohort's fingerprint and the run file that follows from it; with --bundle a dry run that loads no weights."""
-    from pipelines.budget import machine_bytes, parse_bytes
+    from pipelines.serving.budget import machine_bytes, parse_bytes
 
     memory = machine_bytes() if ram is None else parse_bytes(ram)
     if bundle is None:
-        from pipelines.plan import describe as told
-        from pipelines.plan import plan_cohort
+        from pipelines.learning.plan import describe as told
+        from pipelines.learning.plan import plan_cohort
 
         with progress(source.name) as update:
             made = plan_cohort(
@@ -211,9 +211,9 @@ def plan(
             )
         typer.echo("\n".join([*told(made), f"medmamba train {output / 'run.toml'}"]))
         return
-    from pipelines.archive import find
-    from pipelines.forecast import describe, forecast
-    from pipelines.state import STATE
+    from pipelines.cases.archive import find
+    from pipelines.cases.state import STATE
+    from pipelines.serving.forecast import describe, forecast
     from pipelines.tracking import resolve
 
     served = resolve(bundle, output / STATE / "models").bundle
@@ -234,10 +234,10 @@ def check(
 ) -> None:
     """Every fault of a data set: a table, nnU-Net, BIDS, a MONAI list; or a change data set (LEVIR-CD, SECOND,
     Landsat-SCD, MambaCD). Exit code 1 with any fault."""
-    from pipelines.manifest import layout_of
+    from pipelines.cases.manifest import layout_of
 
     if layout is None and order is None and (dataset.is_file() or layout_of(dataset)):
-        from pipelines.check import check_dataset
+        from pipelines.cases.check import check_dataset
 
         with progress(dataset.name) as update:
             cases, faults = check_dataset(dataset, progress=update)

@@ -20,15 +20,16 @@ from flows.settings import prepare_environment
 from medmamba.bundle import Bundle
 from medmamba.errors import BundleError
 from medmamba.files import hash_file, hash_json, write_bytes
-from pipelines import cohort, demo_cohort
+from pipelines.cases import cohort
 from pipelines.config import TrainRun
-from pipelines.demo_cohort import Cohort
-from pipelines.demo_threshold import fit_thresholds, write_thresholded
-from pipelines.evaluate import Evaluation, evaluate
+from pipelines.demo import cohort as demo_cohort
+from pipelines.demo.cohort import Cohort
+from pipelines.demo.threshold import fit_thresholds, write_thresholded
+from pipelines.learning.train import train
 from pipelines.pages.report import PAGE
 from pipelines.report import Report
+from pipelines.scoring.evaluate import Evaluation, evaluate
 from pipelines.tracking import list_models, register_model, track_training
-from pipelines.train import train
 
 MODEL, ALIAS = "brain-tissue", "champion"
 RUN_FILE = Path(demo_cohort.__file__).with_name("demo.toml")

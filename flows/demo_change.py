@@ -14,13 +14,13 @@ from flows.settings import prepare_environment
 from medmamba.bundle import Bundle
 from medmamba.errors import BundleError
 from medmamba.files import hash_file, hash_json, write_bytes
-from pipelines import demo_change
-from pipelines.change_run import ChangeRun, load_run
-from pipelines.demo_change import Made
+from pipelines.demo import change as demo_change
+from pipelines.demo.change import Made
 from pipelines.domains import domain_of
-from pipelines.predict import Predictor
+from pipelines.learning.change_run import ChangeRun, load_run
+from pipelines.learning.train import train
+from pipelines.serving.predict import Predictor
 from pipelines.tracking import register_model, track_training
-from pipelines.train import train
 
 MODEL, ALIAS = "new-houses", "champion"
 RUN_FILE = Path(demo_change.__file__).with_name("demo_change.toml")

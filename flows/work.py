@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from flows.gpu import gpu_lock
-from pipelines.archive import Item
-from pipelines.process import Workplace, process_case
+from pipelines.cases.archive import Item
 from pipelines.report import Report
+from pipelines.serving.process import Workplace, process_case
 
 MANY, CHUNK = 1000, 50
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from medmamba.errors import ConfigError, MedMambaError
 from medmamba.preprocessing import Channel, Preprocessing
 from medmamba.windows import Windowing
-from pipelines.case import SAFE
+from pipelines.cases.case import SAFE
 from pipelines.networks import segmentation_settings
 
 

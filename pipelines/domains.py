@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from medmamba.bundle import Bundle
 from medmamba.errors import InputError
-from pipelines.case import Case
+from pipelines.cases.case import Case
 from pipelines.report import Report
 from pipelines.tasks import task_class
 
 if TYPE_CHECKING:
-    from pipelines.predict import Predictor
+    from pipelines.serving.predict import Predictor
 
 Progress = Callable[[int, int], None]
 
@@ -40,7 +40,8 @@ class Domain:
 @cache
 def volumes() -> Domain:
     """Volumes and planes of medicine."""
-    from pipelines import archive, budget, formats, predict
+    from pipelines.cases import archive, formats
+    from pipelines.serving import budget, predict
 
     return Domain(
         find=archive.find,
@@ -55,8 +56,8 @@ def volumes() -> Domain:
 @cache
 def pairs() -> Domain:
     """Two scenes of one place."""
-    from pipelines import pair_archive
-    from pipelines.predict_pair import lines_of, predict_pair
+    from pipelines.cases import pair_archive
+    from pipelines.serving.predict_pair import lines_of, predict_pair
 
     return Domain(
         find=pair_archive.find,

@@ -27,8 +27,8 @@ import numpy as np
 from medmamba.bundle import Bundle
 from medmamba.errors import BundleError, ConfigError
 from medmamba.files import hash_json
+from pipelines.cases.state import STATE, Index
 from pipelines.report import Report, code_version
-from pipelines.state import STATE, Index
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

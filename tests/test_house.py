@@ -25,7 +25,7 @@ ONLY_IN = {
     "pystac": ("geo/",),
     "geopandas": ("geo/",),
     "pyogrio": ("geo/",),
-    "nibabel": ("medmamba/formats/", "pipelines/demo_cohort.py"),
+    "nibabel": ("medmamba/formats/", "pipelines/demo/cohort.py"),
     "pydicom": ("medmamba/formats/",),
     "SimpleITK": ("medmamba/formats/",),
     "tifffile": ("medmamba/formats/",),

@@ -4,7 +4,7 @@ Letters: B batch, C channels, H, W the map, K classes.
 Definition followed: "Mamba-FCS: Joint Spatio-Frequency Feature Fusion, Change-Guided Attention, and SeK Loss for
 Enhanced Semantic Change Detection in Remote Sensing" (2025), its 128 read as the first width. Parameter names are the
 official ones, without the cross attention that is built there and never used: see `own_name`. Truth for tests: golden
-cases `mambafcs`. Losses: `pipelines.change_losses`.
+cases `mambafcs`. Losses: `pipelines.learning.change_losses`.
 """
 
 import math

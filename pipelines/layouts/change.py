@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from medmamba.errors import ConfigError
-from pipelines.case import safe_id
+from pipelines.cases.case import safe_id
 from pipelines.layouts.change_labels import Classes, detect, read_change
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")

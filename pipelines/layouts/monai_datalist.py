@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.case import safe_id
-from pipelines.formats import stem_of
+from pipelines.cases.case import safe_id
+from pipelines.cases.formats import stem_of
 from pipelines.layouts.dataset import Dataset, Row, read_json, with_folds
 
 PARTS = {"training": "", "validation": "validation", "testing": "test", "test": "test", "datalist": ""}

@@ -17,7 +17,7 @@ import numpy as np
 from medmamba.errors import MedMambaError
 from medmamba.formats.nifti import label_bytes
 from medmamba.grid import RAS, Grid
-from pipelines.formats import read_labels
+from pipelines.cases.formats import read_labels
 from pipelines.pages.preview import colour
 
 LARGEST_SIDE = 128  # cells of an axis that are shown

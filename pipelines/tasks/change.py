@@ -17,8 +17,8 @@ import numpy as np
 from torch import Tensor
 
 from medmamba.errors import ConfigError
-from pipelines.change_calibration import calibrate
-from pipelines.change_losses import binary_change_loss, semantic_change_loss
+from pipelines.learning.change_losses import binary_change_loss, semantic_change_loss
+from pipelines.scoring.change_calibration import calibrate
 
 CHANGED = 1
 DEFAULT_THRESHOLD = 0.5

@@ -12,8 +12,9 @@ import pytest
 
 from flows.batch import ASIDE, WELL, run_batch
 from flows.settings import prepare_environment
-from pipelines import process, tracking
+from pipelines import tracking
 from pipelines.report import Report
+from pipelines.serving import process
 from tests.ways.tiny import make_bundle, write_volume
 
 pytestmark = [pytest.mark.flows, pytest.mark.filterwarnings("ignore")]  # warnings of Prefect's and MLflow's own code

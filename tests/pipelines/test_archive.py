@@ -13,14 +13,14 @@ import pytest
 from medmamba.bundle import Bundle
 from medmamba.errors import ConfigError
 from medmamba.files import hash_file
-from pipelines import archive, state
-from pipelines.archive import Plan, due, find
-from pipelines.case import Case
-from pipelines.contents import content_hash
-from pipelines.manifest import read_manifest
-from pipelines.predict import product_path
+from pipelines.cases import archive, state
+from pipelines.cases.archive import Plan, due, find
+from pipelines.cases.case import Case
+from pipelines.cases.contents import content_hash
+from pipelines.cases.manifest import read_manifest
+from pipelines.cases.state import Index, begin_attempt, lock
 from pipelines.report import Report
-from pipelines.state import Index, begin_attempt, lock
+from pipelines.serving.predict import product_path
 from tests.ways.tiny import make_bundle
 
 LATER = 3600.0  # a run so long after the files were made that all have settled

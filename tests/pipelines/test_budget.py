@@ -6,9 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from flows.cli import app
-from pipelines.budget import MOST_WINDOWS, fitting_batch, predicted_bytes, window_bytes
-from pipelines.case import Case
+from pipelines.cases.case import Case
 from pipelines.report import Report
+from pipelines.serving.budget import MOST_WINDOWS, fitting_batch, predicted_bytes, window_bytes
 from tests.ways.tiny import make_bundle, write_volume
 
 

@@ -10,12 +10,12 @@ import pytest
 
 from medmamba.preprocessing import Channel, Preprocessing
 from medmamba.windows import Windowing
-from pipelines.case import Case
-from pipelines.ceiling import interpolation_ceiling, round_trip
+from pipelines.cases.case import Case
+from pipelines.cases.formats import open_source
 from pipelines.config import TrainRun
-from pipelines.formats import open_source
-from pipelines.predict import Predictor, predict
-from pipelines.train import train
+from pipelines.learning.ceiling import interpolation_ceiling, round_trip
+from pipelines.learning.train import train
+from pipelines.serving.predict import Predictor, predict
 from tests.pipelines.cohort_maker import run_values, write_cohort
 
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medmamba.errors import ConfigError, ShapeError
-from pipelines.change_calibration import ConfidenceTally, calibrate, pool_adjacent
-from pipelines.change_metrics import ChangeTally
+from pipelines.scoring.change_calibration import ConfidenceTally, calibrate, pool_adjacent
+from pipelines.scoring.change_metrics import ChangeTally
 
 
 def scenes(seed: int, *, power: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipelines.change_losses import (
+from pipelines.learning.change_losses import (
     BINARY,
     MAMBAFCS,
     MAMBASCD,
@@ -18,7 +18,7 @@ from pipelines.change_losses import (
     semantic_change_terms,
     weighted,
 )
-from pipelines.losses import IGNORED
+from pipelines.learning.losses import IGNORED
 
 
 def batch(seed: int, classes: int = 7, *, certain: float | None = None) -> tuple[Triple, Triple]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image as Picture
 
 from medmamba.errors import ConfigError, ShapeError
-from pipelines.change_metrics import (
+from pipelines.scoring.change_metrics import (
     ChangeTally,
     binary_figures,
     confusion,

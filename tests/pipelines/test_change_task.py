@@ -15,19 +15,19 @@ from PIL import Image as Picture
 
 from medmamba.bundle import Bundle
 from medmamba.errors import ConfigError
-from pipelines.case import Case
-from pipelines.change_evaluate import check_model, evaluate_pairs
-from pipelines.change_lesson import ChangeLesson, example, split
-from pipelines.change_run import ChangeRun, load_run
+from pipelines.cases.case import Case
 from pipelines.layouts.change_labels import ORDERS
-from pipelines.losses import IGNORED
+from pipelines.learning.change_lesson import ChangeLesson, example, split
+from pipelines.learning.change_run import ChangeRun, load_run
+from pipelines.learning.losses import IGNORED
+from pipelines.learning.train import train
 from pipelines.networks import NETWORKS
-from pipelines.predict import Predictor
-from pipelines.predict_pair import predict_pair
+from pipelines.scoring.change_evaluate import check_model, evaluate_pairs
+from pipelines.serving.predict import Predictor
+from pipelines.serving.predict_pair import predict_pair
 from pipelines.tasks import TASKS, build_task
 from pipelines.tasks.change import BinaryChange, Comparison, SemanticChange, probability
 from pipelines.tracking import checks_of
-from pipelines.train import train
 from tests.ways.tiny_pair import DIFFERENCE, Difference, changed, ground, make_bundle, truth
 
 NETWORK = {"widths": [8], "depths": [1], "mixer": "none"}

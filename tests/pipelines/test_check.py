@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from medmamba.bundle import Bundle
-from pipelines.archive import find
-from pipelines.check import check_dataset
-from pipelines.forecast import describe, forecast
-from pipelines.predict import product_path
+from pipelines.cases.archive import find
+from pipelines.cases.check import check_dataset
 from pipelines.report import Report
+from pipelines.serving.forecast import describe, forecast
+from pipelines.serving.predict import product_path
 from tests.pipelines.cohort_maker import write_cohort, write_nifti
 from tests.ways.tiny import make_bundle, write_volume
 

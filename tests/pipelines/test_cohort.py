@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from medmamba.errors import ConfigError
-from pipelines import cohort
-from pipelines.manifest import read_rows
+from pipelines.cases import cohort
+from pipelines.cases.manifest import read_rows
 from tests.pipelines.cohort_maker import LABELS, write_cohort, write_nifti
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines import demo_change
-from pipelines.change_run import ChangeRun, load_run
-from pipelines.demo_change import SCENE, SEASONS, TILES, build, places, scenes, score
+from pipelines.demo import change as demo_change
+from pipelines.demo.change import SCENE, SEASONS, TILES, build, places, scenes, score
+from pipelines.learning.change_run import ChangeRun, load_run
 
 
 def test_only_houses_that_come_or_go_are_change() -> None:

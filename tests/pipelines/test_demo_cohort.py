@@ -9,14 +9,14 @@ import pytest
 from medmamba.errors import InputError
 from medmamba.formats.nifti import NiftiSource, label_names, read_labels
 from medmamba.source import read_all
-from pipelines import demo_cohort
-from pipelines.cohort import read as read_cohort
+from pipelines.cases.cohort import read as read_cohort
+from pipelines.cases.manifest import read_manifest
 from pipelines.config import TrainRun
-from pipelines.demo_cohort import DAMAGED, MAPS, TISSUES, Cohort, build, read_head, rotation
-from pipelines.demo_threshold import fit_thresholds, relative_values, write_thresholded
-from pipelines.evaluate import evaluate
-from pipelines.manifest import read_manifest
-from pipelines.train import build as build_network
+from pipelines.demo import cohort as demo_cohort
+from pipelines.demo.cohort import DAMAGED, MAPS, TISSUES, Cohort, build, read_head, rotation
+from pipelines.demo.threshold import fit_thresholds, relative_values, write_thresholded
+from pipelines.learning.train import build as build_network
+from pipelines.scoring.evaluate import evaluate
 
 
 @pytest.fixture(scope="module")

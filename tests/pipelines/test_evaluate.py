@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medmamba.errors import ConfigError, GeometryError
-from pipelines.evaluate import evaluate, format_table
+from pipelines.scoring.evaluate import evaluate, format_table
 from tests.pipelines.cohort_maker import LABELS, write_cohort, write_nifti
 
 MM = np.diag([2.0, 1.0, 1.0, 1.0])

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 
 from medmamba.nets import CLASSIFIERS, PAIRED
-from pipelines.change_losses import binary_change_loss, semantic_change_loss
 from pipelines.config import TrainRun
+from pipelines.learning.change_losses import binary_change_loss, semantic_change_loss
+from pipelines.learning.sampling import Batch
+from pipelines.learning.train import learn, train
 from pipelines.networks import NETWORKS
-from pipelines.predict import Predictor
-from pipelines.sampling import Batch
-from pipelines.train import learn, train
+from pipelines.serving.predict import Predictor
 from tests.pipelines.cohort_maker import run_values, write_cohort
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

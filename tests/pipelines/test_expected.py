@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.expected import compare, expected, spread_of, volume_z
+from pipelines.learning.expected import compare, expected, spread_of, volume_z
 from pipelines.pages.report import judge
 from pipelines.report import Report
 from tests.pipelines.cohort_maker import write_nifti

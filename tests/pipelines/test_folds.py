@@ -13,18 +13,18 @@ from hypothesis import strategies as st
 
 from medmamba.errors import ConfigError
 from medmamba.formats.nifti import read_labels
-from pipelines import cohort
-from pipelines.case import Case
-from pipelines.cohort import LabelledCase
+from pipelines.cases import cohort
+from pipelines.cases.case import Case
+from pipelines.cases.cohort import LabelledCase
 from pipelines.config import TrainRun
-from pipelines.evaluate import kept_path
-from pipelines.folds import fold_parts
 from pipelines.layouts import nnunet
-from pipelines.learned import Held, conclude
+from pipelines.learning.folds import fold_parts
+from pipelines.learning.learned import Held, conclude
+from pipelines.learning.train import train
 from pipelines.networks import NETWORKS
-from pipelines.predict import Predictor, predict
+from pipelines.scoring.evaluate import kept_path
+from pipelines.serving.predict import Predictor, predict
 from pipelines.tasks import build_task
-from pipelines.train import train
 from tests.pipelines.cohort_maker import run_values, write_cohort, write_nifti
 
 SMALL = {"widths": [2, 4], "depths": [1, 1], "state": 1, "mixer": "none"}

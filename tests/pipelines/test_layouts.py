@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from medmamba.errors import ConfigError
-from pipelines import archive, cohort
-from pipelines.evaluate import references
+from pipelines.cases import archive, cohort
+from pipelines.cases.manifest import layout_of, read_dataset, read_manifest
 from pipelines.layouts import bids, nnunet
-from pipelines.manifest import layout_of, read_dataset, read_manifest
+from pipelines.scoring.evaluate import references
 from tests.pipelines.cohort_maker import LABELS, write_cohort
 
 CASES = ("c0", "c1", "c2", "c3")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipelines.losses import IGNORED, dice_ce
+from pipelines.learning.losses import IGNORED, dice_ce
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 2, 3, 4, 5), (3, 4, 6, 2, 3)])

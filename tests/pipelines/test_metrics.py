@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from medmamba.errors import GeometryError
 from medmamba.grid import RAS, Grid
-from pipelines.metrics import diagonal, interval, score, surface
+from pipelines.scoring.metrics import diagonal, interval, score, surface
 
 SHAPE = (3, 4, 5)
 SHEARED = Grid(SHAPE, np.array([[0, 0, 2.0, 5], [0, 1.5, 0.4, 1], [3.0, 0.5, 0, -7], [0, 0, 0, 1]]), RAS)

@@ -13,12 +13,12 @@ from medmamba.bundle import save_bundle
 from medmamba.errors import ConfigError, InputError
 from medmamba.preprocessing import Preprocessing
 from medmamba.source import read_all
-from pipelines.case import Case
+from pipelines.cases.case import Case
 from pipelines.config import AugmentSection, PreprocessingSection
-from pipelines.forecast import case_forecast
+from pipelines.learning.sampling import Prepared, Sampler, open_source
 from pipelines.networks import NETWORKS
-from pipelines.predict import Predictor, predict
-from pipelines.sampling import Prepared, Sampler, open_source
+from pipelines.serving.forecast import case_forecast
+from pipelines.serving.predict import Predictor, predict
 from tests.ways.tiny import make_bundle, write_volume
 
 GIB = 2**30

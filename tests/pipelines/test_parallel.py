@@ -12,14 +12,14 @@ import torch
 
 from medmamba.bundle import Bundle
 from pipelines.config import TrainRun
+from pipelines.learning.train import train
 from pipelines.networks import NETWORKS
-from pipelines.train import train
 from tests.pipelines.cohort_maker import run_values, write_cohort
 
 DRIVER = """
 import json, sys
 from pipelines.config import TrainRun
-from pipelines.train import train
+from pipelines.learning.train import train
 train(TrainRun.check(json.load(open(sys.argv[1]))), log=lambda figures, step: sys.stdout.write(f"epoch at {step}\\n"))
 """
 

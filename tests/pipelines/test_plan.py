@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medmamba.errors import ConfigError
-from pipelines import cohort
-from pipelines.case import Case
-from pipelines.cohort import LabelledCase
+from pipelines.cases import cohort
+from pipelines.cases.case import Case
+from pipelines.cases.cohort import LabelledCase
+from pipelines.cases.fingerprint import RoleFacts, fingerprint
 from pipelines.config import TrainRun
-from pipelines.fingerprint import RoleFacts, fingerprint
-from pipelines.plan import channel, fitting, make_folds, patch_shape, plan_cohort, target_spacing
+from pipelines.learning.plan import channel, fitting, make_folds, patch_shape, plan_cohort, target_spacing
 from tests.pipelines.cohort_maker import write_cohort, write_nifti
 
 GIB = 1 << 30

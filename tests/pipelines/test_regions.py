@@ -12,13 +12,13 @@ from torch import nn
 
 from medmamba.ensemble import OUTPUTS, MeanOfFolds
 from medmamba.errors import ConfigError
-from pipelines import cohort
+from pipelines.cases import cohort
 from pipelines.config import TrainRun
-from pipelines.losses import IGNORED, dice_bce
-from pipelines.predict import Predictor, predict_labels
-from pipelines.sampling import open_source
+from pipelines.learning.losses import IGNORED, dice_bce
+from pipelines.learning.sampling import open_source
+from pipelines.learning.train import train
+from pipelines.serving.predict import Predictor, predict_labels
 from pipelines.tasks import build_task
-from pipelines.train import train
 from tests.pipelines.cohort_maker import run_values, write_cohort
 
 TUMOUR = {"whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}

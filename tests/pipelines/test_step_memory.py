@@ -11,8 +11,8 @@ import torch
 from medmamba.errors import ConfigError
 from medmamba.memory import measure
 from pipelines.config import TrainRun
-from pipelines.step_memory import largest_window, patch_shape, settle_memory, step_cost, training_loss
-from pipelines.train import build, train
+from pipelines.learning.step_memory import largest_window, patch_shape, settle_memory, step_cost, training_loss
+from pipelines.learning.train import build, train
 from tests.pipelines.cohort_maker import run_values, write_cohort
 
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ import pytest
 from medmamba.bundle import Bundle
 from medmamba.errors import BundleError, ConfigError
 from pipelines import tracking
+from pipelines.cases.state import Index
 from pipelines.report import Report
-from pipelines.state import Index
 from tests.ways.tiny import make_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # MLflow's and its web framework's own

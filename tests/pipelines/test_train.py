@@ -15,12 +15,13 @@ from medmamba.bundle import Bundle
 from medmamba.errors import ConfigError
 from medmamba.formats.nifti import read_labels
 from medmamba.source import read_all
-from pipelines import cohort, sampling
+from pipelines.cases import cohort
 from pipelines.config import AugmentSection, TrainRun
-from pipelines.evaluate import evaluate_bundle
-from pipelines.predict import Predictor, predict
-from pipelines.sampling import Sampler, prepare
-from pipelines.train import learning_rate, train
+from pipelines.learning import sampling
+from pipelines.learning.sampling import Sampler, prepare
+from pipelines.learning.train import learning_rate, train
+from pipelines.scoring.evaluate import evaluate_bundle
+from pipelines.serving.predict import Predictor, predict
 from tests.pipelines.cohort_maker import LABELS, run_values, write_cohort, write_nifti
 
 

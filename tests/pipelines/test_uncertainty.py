@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from medmamba.bundle import Bundle, save_bundle
 from medmamba.ensemble import OUTPUTS, Disagreement, Moments
 from medmamba.formats.nifti import read_labels
-from pipelines.case import Case
+from pipelines.cases.case import Case
+from pipelines.learning.sampling import open_source
 from pipelines.networks import NETWORKS
 from pipelines.pages.report import judge
-from pipelines.predict import Predictor, predict, predict_labels
 from pipelines.report import Report
-from pipelines.sampling import open_source
+from pipelines.serving.predict import Predictor, predict, predict_labels
 from tests.ways.tiny import make_bundle, write_volume
 
 

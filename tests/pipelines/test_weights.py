@@ -16,8 +16,8 @@ from flows.cli import app
 from medmamba.bundle import Bundle
 from medmamba.errors import BundleError, ConfigError
 from pipelines.config import Contract
+from pipelines.learning.weights import import_weights
 from pipelines.networks import NETWORKS
-from pipelines.weights import import_weights
 
 CONTRACT = """
 name = "liver"

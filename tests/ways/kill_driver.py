@@ -18,10 +18,10 @@ from flows import batch
 from flows.work import Work, run_in_order
 from medmamba.bundle import Bundle
 from medmamba.files import write_bytes
-from pipelines import predict
 from pipelines.networks import NETWORKS
 from pipelines.pages.report import write_report
 from pipelines.report import code_version
+from pipelines.serving import predict
 
 KILLED = 9
 

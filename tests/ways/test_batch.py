@@ -17,9 +17,10 @@ from flows import batch, work
 from flows.batch import ASIDE, BROKEN, WELL, run_batch
 from flows.work import Work, run_in_order
 from medmamba.formats.nifti import read_labels
-from pipelines import process, state
+from pipelines.cases import state
+from pipelines.cases.state import begin_attempt
 from pipelines.report import Report
-from pipelines.state import begin_attempt
+from pipelines.serving import process
 from tests.ways.tiny import make_bundle, write_volume
 
 WATCHED: list[list[Path]] = []
@@ -194,7 +195,7 @@ def test_more_than_a_thousand_cases_go_in_chunks_of_fifty(job: Batch) -> None:
         return [process.Item(case=process_case(i), key="") for i in range(n)]
 
     def process_case(i: int) -> Any:
-        from pipelines.case import Case
+        from pipelines.cases.case import Case
 
         return Case(id=f"c{i}", files={"ct": Path("x.nii")})
 

@@ -23,8 +23,8 @@ from flows.work import run_in_order
 from medmamba.bundle import Bundle, save_bundle
 from medmamba.errors import InputError
 from medmamba.source import read_all
-from pipelines.case import safe_id
-from pipelines.formats import open_source
+from pipelines.cases.case import safe_id
+from pipelines.cases.formats import open_source
 from pipelines.networks import NETWORKS
 from tests.ways.tiny import make_bundle, write_volume
 

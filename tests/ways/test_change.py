@@ -26,8 +26,8 @@ from medmamba.bundle import Bundle
 from medmamba.errors import ConfigError, InputError
 from pipelines.domains import domain_of
 from pipelines.networks import NETWORKS
-from pipelines.predict import Predictor
 from pipelines.report import Report
+from pipelines.serving.predict import Predictor
 from tests.geo.maker import transform, write_tif
 from tests.geo.test_stac import offline
 from tests.ways.tiny_pair import CLASSES, DIFFERENCE, Difference, changed, ground, make_bundle, truth, write_pair

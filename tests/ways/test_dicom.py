@@ -19,11 +19,11 @@ from medmamba.errors import ConfigError, InputError
 from medmamba.formats.dicom import DicomSource
 from medmamba.formats.dicom_seg import read_seg
 from medmamba.formats.nifti import read_labels
-from pipelines.archive import find
-from pipelines.case import Case
-from pipelines.contents import content_hash
-from pipelines.dicom_out import label_codes
-from pipelines.predict import Predictor, predict
+from pipelines.cases.archive import find
+from pipelines.cases.case import Case
+from pipelines.cases.contents import content_hash
+from pipelines.serving.dicom_out import label_codes
+from pipelines.serving.predict import Predictor, predict
 from tests.medmamba.formats.dicom_maker import save, series, values, zipped
 from tests.ways.tiny import make_bundle, write_volume
 

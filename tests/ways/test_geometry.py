@@ -16,9 +16,9 @@ from medmamba.formats.nifti import GEOMETRY_FIELDS, NiftiSource
 from medmamba.preprocessing import canonical_axes
 from medmamba.source import PermutedSource, read_all
 from medmamba.windows import Windowing
-from pipelines.case import Case
-from pipelines.formats import open_source, parts_of
-from pipelines.predict import Predictor, predict
+from pipelines.cases.case import Case
+from pipelines.cases.formats import open_source, parts_of
+from pipelines.serving.predict import Predictor, predict
 from pipelines.tasks import build_task
 from tests.ways.tiny import make_bundle
 

@@ -11,10 +11,10 @@ from flows.batch import WELL, run_batch
 from flows.work import run_in_order
 from medmamba.formats.nifti import read_labels
 from medmamba.source import read_all
-from pipelines.formats import open_source
+from pipelines.cases.formats import open_source
+from pipelines.cases.state import STATE
 from pipelines.networks import NETWORKS
 from pipelines.report import Report
-from pipelines.state import STATE
 from tests.ways.tiny import make_bundle, write_volume
 
 

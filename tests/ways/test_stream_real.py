@@ -15,9 +15,9 @@ from medmamba.nets.mamba_unet import MambaUNet, MambaUNetConfig
 from medmamba.source import Sink, read_all
 from medmamba.stream import StreamNotes, stream
 from medmamba.windows import Window
-from pipelines.formats import open_source
+from pipelines.cases.formats import open_source
 from pipelines.networks import NETWORKS
-from pipelines.predict import Predictor, predict_labels
+from pipelines.serving.predict import Predictor, predict_labels
 from tests.ways.tiny import make_bundle
 
 SMALL: dict[str, Any] = {"widths": (2, 4), "depths": (1, 1), "state": 1, "mixer": "s6"}

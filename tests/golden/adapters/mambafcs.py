@@ -6,7 +6,7 @@ from typing import Any
 from medmamba.layers.change_pair import CHANGE, split_scores
 from medmamba.nets import own_name
 from medmamba.nets.mambafcs import MambaFCS, MambaFCSConfig, PyramidFusion, SpectralFusion
-from pipelines.change_losses import MAMBAFCS, Triple, published_sek_loss, semantic_change_terms, weighted
+from pipelines.learning.change_losses import MAMBAFCS, Triple, published_sek_loss, semantic_change_terms, weighted
 from tests.golden.adapters.changemamba import NAMES, of_pair, settings
 from tests.golden.case import Built, Tensors, from_module
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipelines.change_metrics import ChangeTally
+from pipelines.scoring.change_metrics import ChangeTally
 from tests.golden.case import Built, Tensors
 
 ORDER = ("oa_images", "miou", "sek", "f_scd", "kappa")

@@ -19,8 +19,8 @@ from medmamba.formats.nifti import NiftiSource, read_labels, write_labels
 from medmamba.grid import Grid
 from medmamba.source import read_all
 from medmamba.windows import Window
-from pipelines.contents import content_hash
-from pipelines.formats import open_source, parts_of
+from pipelines.cases.contents import content_hash
+from pipelines.cases.formats import open_source, parts_of
 
 XYZ = (5, 6, 7)
 VALUES = np.random.default_rng(0).integers(-900, 900, XYZ).astype(np.int16)  # x, y, z

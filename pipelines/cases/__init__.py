@@ -1,0 +1,1 @@
+"""Which cases there are, what they are made from, and which are due."""

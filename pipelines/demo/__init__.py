@@ -1,0 +1,1 @@
+"""The data and run files of `medmamba demo`, and the baseline it must beat."""

@@ -1,0 +1,1 @@
+"""From a labelled cohort to a bundle."""

@@ -1,0 +1,1 @@
+"""One case from files to products, whatever happens to the others."""

@@ -1,0 +1,118 @@
+"""How much memory a case will take, told before it starts, and how much there is."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import re
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from medmamba.bundle import Bundle
+from medmamba.errors import ConfigError, InputError
+from medmamba.memory import LiveBytes, without_data
+from pipelines.cases.case import Case
+from pipelines.cases.formats import open_source
+from pipelines.networks import NETWORKS
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+MOST_WINDOWS = 8  # in a batch that the budget chooses: more is no faster
+LARGE_BLOCK, M_MMAP_THRESHOLD = 4 << 20, -3
+CGROUP = Path("/sys/fs/cgroup/memory.max")
+
+
+def return_large_blocks() -> None:
+    """Makes glibc give blocks of LARGE_BLOCK and more back to the system when they are freed.
+
+    By itself it raises that threshold to 32 MiB, and the maps of a network leave holes in the heap: 100 MiB more in the
+    window loop at 96^3 x 5 classes, at the same speed. Elsewhere nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from "4G", "512M", "1.5 GiB". Raises ConfigError."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", text.upper())
+    if match is None or float(match[1]) == 0:
+        raise ConfigError(f"--ram {text!r}: expected a size such as 4G or 512M")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def machine_bytes() -> int:
+    """Memory of this machine, or of the control group that holds this process when that is less."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(total, int(CGROUP.read_text()))
+    except (OSError, ValueError):
+        return total
+
+
+def predicted_bytes(bundle: Bundle, case: Case) -> int:
+    """Bytes of the arrays that `predict` holds at once for this case, from the headers alone.
+
+    On the file's grid: labels, their copy turned for the picture, and the copy read back. On the network's grid: scores
+    and input of the rows a window covers. In the window loop: two windows, one shown and one read ahead, and the maps
+    of the network that live at once.
+    """
+    preprocessing = bundle.preprocessing
+    role = next((r for r in preprocessing.roles if r in case.files), None)
+    if role is None:
+        return 0
+    grid = open_source(case.files[role]).grid
+    seen = preprocessing.shape_for(grid.permute(*preprocessing.axes(grid)))
+    window = preprocessing.windowing.size
+    rows = min(seen[0], window[0])
+    plane = int(np.prod([max(n, w) for n, w in zip(seen[1:], window[1:])], dtype=object))
+    voxels = int(np.prod(grid.shape, dtype=object))
+    channels = len(preprocessing.channels)
+    windows = 2 * 4 * channels * int(np.prod(window, dtype=object))
+    return 12 * voxels + 4 * (bundle.classes + channels) * rows * plane + windows + network_bytes(bundle)
+
+
+def window_bytes(bundle: Bundle) -> int:
+    """What one more window in a batch takes: shown, read ahead, and the network's maps; 0 where these are unknown."""
+    channels, window = len(bundle.preprocessing.channels), bundle.preprocessing.windowing.size
+    maps = network_bytes(bundle)
+    return maps and maps + 2 * 4 * channels * int(np.prod(window, dtype=object))
+
+
+def fitting_batch(bundle: Bundle, needed: int, budget: int) -> int:
+    """The largest number of windows at once, up to MOST_WINDOWS, with which the largest case (`needed` bytes with one)
+    stays in `budget` bytes; 1 where it is unknown what a window takes."""
+    one = window_bytes(bundle)
+    return 1 + max(0, min(MOST_WINDOWS - 1, (budget - needed) // one)) if one else 1
+
+
+def network_bytes(bundle: Bundle) -> int:
+    """Largest sum of maps that live at once while the network looks at one window, found on tensors without data; 0 for
+    a network that cannot be tried so."""
+    preprocessing = bundle.preprocessing
+    shape = (1, len(preprocessing.channels), *preprocessing.windowing.network_size)
+    return _live_bytes(bundle.network, json.dumps(dict(bundle.config), sort_keys=True), shape)
+
+
+@lru_cache(maxsize=16)
+def _live_bytes(name: str, config: str, shape: tuple[int, ...]) -> int:
+    try:
+        network = without_data(lambda: NETWORKS[name](json.loads(config))).eval()
+        image = torch.empty(*shape, device="meta")
+        with LiveBytes([image, *network.parameters(), *network.buffers()]) as live, torch.no_grad():
+            network(image)
+    except (RuntimeError, NotImplementedError, KeyError):  # an operation that wants data, or a network of a test
+        return 0
+    return live.peak()
+
+
+def require_memory(case: Case, needed: int, budget: int) -> None:
+    """Raises InputError("too_large") when the case's arrays alone (`needed` bytes) exceed `budget` bytes."""
+    if needed > budget:
+        raise InputError(
+            "too_large", f"case {case.id}: needs about {needed >> 20} MiB, {budget >> 20} MiB may be used; raise --ram"
+        )
