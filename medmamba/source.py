@@ -158,6 +158,12 @@ class WindowSource:
         return self.source.read(window.moved(self.start))
 
 
+def turned(array: np.ndarray, order: Sequence[int], flips: Sequence[bool]) -> np.ndarray:
+    """A view of the array as `Grid.permute` turns its grid."""
+    view: np.ndarray = array.transpose(order)[tuple(slice(None, None, -1) if f else slice(None) for f in flips)]
+    return view
+
+
 class PermutedSource:
     """A source seen with its array axes in another order and some reversed; no copy of the whole."""
 
@@ -169,9 +175,8 @@ class PermutedSource:
     def read(self, window: Window) -> Image:
         window.require_inside(self.grid.shape)
         image = self.source.read(permuted_window(window, self.grid.shape, self.order, self.flips))
-        reverse = tuple(slice(None, None, -1) if f else slice(None) for f in self.flips)
-        array = image.array.transpose(0, *[a + 1 for a in self.order])[(slice(None), *reverse)]
-        valid = None if image.valid is None else image.valid.transpose(self.order)[reverse]
+        array = turned(image.array, (0, *[a + 1 for a in self.order]), (False, *self.flips))
+        valid = None if image.valid is None else turned(image.valid, self.order, self.flips)
         return Image(array, self.grid.crop(window.start, window.size), self.channels, valid)
 
 

@@ -90,6 +90,11 @@ LEAST_WEIGHT = 1e-3  # MONAI's floor for the product of the Gaussian axes
 PIECE_BYTES = 2 << 20  # of scores handed on at a time: what follows works in the processor's cache
 
 
+def network_size(window: Sequence[int]) -> tuple[int, ...]:
+    """A window as the network sees it: one plane (1, h, w) of a volume is shown to a 2D network as (h, w)."""
+    return tuple(window[1:] if len(window) == 3 and window[0] == 1 else window)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Windowing:
     """How an image is cut: window `size` and `overlap` in cells per axis, blending `weights`, `pad` where too small.
@@ -114,8 +119,8 @@ class Windowing:
 
     @property
     def network_size(self) -> tuple[int, ...]:
-        """The window as the network sees it: one plane (1, h, w) of a volume is shown to a 2D network as (h, w)."""
-        return self.size[1:] if len(self.size) == 3 and self.size[0] == 1 else self.size
+        """The window as the network sees it (`network_size`)."""
+        return network_size(self.size)
 
     def starts(self, shape: Sequence[int]) -> list[list[int]]:
         """Starts per axis for an image at least as large as the window."""

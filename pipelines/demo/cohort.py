@@ -23,7 +23,7 @@ from medmamba.errors import ConfigError
 from medmamba.files import write_bytes
 from medmamba.formats.nifti import NiftiSource, write_labels
 from medmamba.grid import RAS, Grid
-from medmamba.source import read_all
+from medmamba.source import read_all, turned
 
 TISSUES = {1: "grey matter", 2: "white matter"}
 MAPS = tuple(f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz" for name in ("t1", "gm", "wm"))
@@ -161,11 +161,6 @@ def rotation(degrees: np.ndarray) -> np.ndarray:
         step[a, b], step[b, a] = -np.sin(angle), np.sin(angle)
         turn = step @ turn
     return turn
-
-
-def turned(array: np.ndarray, order: tuple[int, ...], flips: tuple[bool, ...]) -> np.ndarray:
-    """The array as `Grid.permute` turns its grid."""
-    return array.transpose(order)[tuple(slice(None, None, -1) if f else slice(None) for f in flips)]
 
 
 def write_volume(path: Path, array: np.ndarray, grid: Grid) -> None:

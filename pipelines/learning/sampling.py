@@ -17,6 +17,7 @@ from torch import Tensor
 from medmamba.errors import MedMambaError
 from medmamba.preprocessing import Preprocessing
 from medmamba.source import PaddedSource, Source, read_all
+from medmamba.windows import network_size
 from pipelines.cases.cohort import LabelledCase
 from pipelines.cases.formats import open_source
 from pipelines.config import AugmentSection
@@ -123,8 +124,8 @@ class Sampler:
         self.cases, self.window, self.batch = tuple(cases), tuple(window), batch
         self.foreground_share, self.seed, self.share = foreground_share, seed, share
         self.modality_dropout = modality_dropout
-        self.planes = len(self.window) == 3 and self.window[0] == 1
-        self.change = augmentations(augment, 2 if self.planes else len(self.window))
+        rank = len(network_size(self.window))
+        self.planes, self.change = rank < len(self.window), augmentations(augment, rank)
 
     def draw(self, step: int) -> Batch:
         rng = np.random.default_rng((self.seed, step))

@@ -23,7 +23,7 @@ from scipy.ndimage import find_objects
 from medmamba.files import write_bytes
 from medmamba.grid import RAS
 from medmamba.preprocessing import canonical_axes
-from medmamba.source import PermutedSource, Source
+from medmamba.source import PermutedSource, Source, turned
 from medmamba.windows import Window
 
 LARGEST_SIDE = 512  # pixels of a plane that are drawn; larger planes are thinned
@@ -61,7 +61,7 @@ def planes_of(image: Source, labels: np.ndarray) -> list[Plane]:
     if named:
         order, flips = canonical_axes(image.grid)
         image = PermutedSource(image, order, flips)
-        labels = labels.transpose(order)[tuple(slice(None, None, -1) if f else slice(None) for f in flips)]
+        labels = turned(labels, order, flips)
     if image.grid.rank == 2:
         return [_cut(image, labels, None, 0, "image", ("", ""))]
     titles = ("axial", "coronal", "sagittal") if named else ("axis 0", "axis 1", "axis 2")

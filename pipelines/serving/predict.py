@@ -20,7 +20,7 @@ from medmamba.errors import ConfigError, InputError
 from medmamba.files import hash_file, hash_json
 from medmamba.formats.nifti import write_labels, write_map
 from medmamba.infer import infer
-from medmamba.source import ArraySink, FileSource, PermutedSource, Sink, Source
+from medmamba.source import ArraySink, FileSource, Sink, Source
 from medmamba.stream import stream
 from medmamba.stream_plan import require_streamable
 from medmamba.windows import Window
@@ -234,9 +234,7 @@ def predict(
         kind=predictor.dicom_seg,
     )
     picture = product_path(output, bundle, case.id, ".png")
-    preview_png(
-        picture, canonical(first, bundle), canonical_labels(labels, first, bundle), predictor.task.written_names
-    )
+    preview_png(picture, first, labels, predictor.task.written_names)
     warnings = [*notes.pop("steps", ()), *(note for source in sources.values() for note in source.notes), *dicom_notes]
     if missing := [role for role in bundle.preprocessing.roles if role not in sources]:
         warnings.append(f"roles {missing} are missing; the network learned to do without and was shown 0 there")
@@ -299,14 +297,3 @@ def check_disk(output: Path, source: FileSource) -> None:
         raise InputError(
             "no_space", f"{output}: {free >> 20} MiB free, this case needs {needed >> 20} MiB; free some disk"
         )
-
-
-def canonical(source: FileSource, bundle: Bundle) -> PermutedSource:
-    """The image with its axes turned for looking at."""
-    return PermutedSource(source, *bundle.preprocessing.axes(source.grid))
-
-
-def canonical_labels(labels: np.ndarray, source: FileSource, bundle: Bundle) -> np.ndarray:
-    """Labels turned as `canonical` turns the image."""
-    order, flips = bundle.preprocessing.axes(source.grid)
-    return labels.transpose(order)[tuple(slice(None, None, -1) if f else slice(None) for f in flips)]
