@@ -148,7 +148,11 @@ def make_case(head: Head, grid: Grid, looks: Looks, rng: np.random.Generator) ->
 def smooth_field(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     """A smooth random field over `shape`, standard deviation 1 on its knots (about 40 mm apart)."""
     knots = gaussian_filter(rng.normal(size=(6, 7, 6)), 0.8, mode="nearest")
-    return zoom(knots / knots.std(), [n / k for n, k in zip(shape, knots.shape, strict=True)], order=3, mode="nearest")
+    field = knots / knots.std()
+    for axis, (cells, knots_here) in enumerate(zip(shape, field.shape, strict=True)):
+        spline = zoom(np.eye(knots_here), (cells / knots_here, 1), order=3, mode="nearest")  # (cells, knots)
+        field = np.moveaxis(np.tensordot(spline, field, axes=(1, axis)), 0, axis)
+    return field
 
 
 def rotation(degrees: np.ndarray) -> np.ndarray:
@@ -175,7 +179,7 @@ def write_volume(path: Path, array: np.ndarray, grid: Grid) -> None:
     head += struct.pack("<hBB4f8x80s24x", 0, 0, 2, 0, 0, 0, 0, b"medmamba demo cohort")
     head += struct.pack("<2h24x12f16x4s4x", 0, 1, *steps.ravel(), b"n+1\0")
     data = np.ascontiguousarray(array, dtype="<i2").tobytes()
-    write_bytes(path, gzip.compress(head + data, compresslevel=6, mtime=0))
+    write_bytes(path, gzip.compress(head + data, compresslevel=1, mtime=0))
 
 
 def write_manifest(path: Path, rows: list[dict[str, str]]) -> Path:
