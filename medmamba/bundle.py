@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from medmamba.ensemble import OUTPUTS, Disagreement, MeanOfFolds, Moments, Outputs
+from medmamba.ensemble import OUTPUTS, Disagreement, MeanOfFolds, Mirrored, Moments, Outputs
 from medmamba.errors import BundleError, MedMambaError
 from medmamba.files import hash_file, hash_json, write_bytes, write_json
 from medmamba.layers.planes import OnPlanes
+from medmamba.memory import without_data
 from medmamba.preprocessing import Preprocessing
 from medmamba.windows import Windowing
 
@@ -40,6 +40,9 @@ class Bundle:
     weights: tuple[str, ...]
     weight_hashes: tuple[str, ...]
     card: Mapping[str, Any] = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash((self.folder, self.weight_hashes))
 
     @property
     def id(self) -> str:
@@ -105,13 +108,18 @@ class Bundle:
 
         It takes windows of the contract: a 2D network is shown the planes of a volume one by one.
         """
-        folds = self._folds(builders)
-        return self._worn(folds[0] if len(folds) == 1 else MeanOfFolds(folds, self._outputs)).eval()
+        return self._mean(self._folds(builders))
 
     def build_with_disagreement(self, builders: Mapping[str, Builder]) -> nn.Module:
         """The network of `build`, with one score more: how far its folds and mirrorings disagree, 0..1 bit."""
-        moments = Moments(self._folds(builders), self._outputs)
-        return Disagreement(self._worn(moments), self._outputs).eval()
+        return self._moments(self._folds(builders))
+
+    def outline(self, builders: Mapping[str, Builder]) -> nn.Module:
+        """The network of `build`, of several members that with disagreement, without weights or data: shapes only, on
+        the meta device. Raises BundleError."""
+        build = self._builder(builders)
+        folds = [without_data(lambda: build(self.config)) for _ in self.weights]
+        return self._moments(folds) if self.members > 1 else self._mean(folds)
 
     @property
     def members(self) -> int:
@@ -125,17 +133,21 @@ class Bundle:
             raise BundleError(f"{self.folder}: outputs {name!r} unknown; known: {', '.join(OUTPUTS)}")
         return OUTPUTS[name]
 
+    def _mean(self, folds: list[nn.Module]) -> nn.Module:
+        return self._worn(folds[0] if len(folds) == 1 else MeanOfFolds(folds, self._outputs)).eval()
+
+    def _moments(self, folds: list[nn.Module]) -> nn.Module:
+        return Disagreement(self._worn(Moments(folds, self._outputs)), self._outputs).eval()
+
     def _worn(self, network: nn.Module) -> nn.Module:
         """As the window loop wants it, mirrorings included."""
         return mirrored(worn(network, self.preprocessing.windowing), self.preprocessing.mirror)
 
     def _folds(self, builders: Mapping[str, Builder]) -> list[nn.Module]:
         """A network a weight file."""
-        if self.network not in builders:
-            raise BundleError(f"{self.folder}: network {self.network!r} unknown; known: {', '.join(sorted(builders))}")
-        folds = []
+        build, folds = self._builder(builders), []
         for name in self.weights:
-            network = builders[self.network](self.config)
+            network = build(self.config)
             try:
                 network.load_state_dict(load_file(self.folder / name))
             except (SafetensorError, RuntimeError) as error:
@@ -144,6 +156,11 @@ class Bundle:
                 ) from None
             folds.append(network)
         return folds
+
+    def _builder(self, builders: Mapping[str, Builder]) -> Builder:
+        if self.network not in builders:
+            raise BundleError(f"{self.folder}: network {self.network!r} unknown; known: {', '.join(sorted(builders))}")
+        return builders[self.network]
 
 
 def worn(network: nn.Module, windowing: Windowing) -> nn.Module:
@@ -154,23 +171,6 @@ def worn(network: nn.Module, windowing: Windowing) -> nn.Module:
 def mirrored(network: nn.Module, axes: Sequence[int]) -> nn.Module:
     """The network as it is, or its mean over the mirrorings of `axes`."""
     return Mirrored(network, axes) if axes else network
-
-
-class Mirrored(nn.Module):
-    """A network wearing a network: the mean of its scores over every mirroring of the spatial `axes` (test-time
-    augmentation), one after another, so that only two maps of scores stand at once."""
-
-    def __init__(self, network: nn.Module, axes: Sequence[int]) -> None:
-        super().__init__()
-        self.network = network
-        self.flips = [flip for n in range(len(axes) + 1) for flip in combinations([a + 2 for a in axes], n)]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *space) -> (B, K, *space)."""
-        total: Tensor = self.network(x)
-        for flip in self.flips[1:]:
-            total = total + self.network(x.flip(flip)).flip(flip)
-        return total / len(self.flips)
 
 
 def save_bundle(

@@ -1,4 +1,4 @@
-"""Networks wearing networks: the mean of folds, and how far the members of an ensemble disagree.
+"""Networks wearing networks: the mean of folds, of mirrorings, and how far the members of an ensemble disagree.
 
 The disagreement of a cell is H(mean of p) - mean of H(p) in bits, over every fold and every mirroring: the mutual
 information between the label and the member, 0 where all say the same, however unsure each is (Depeweg et al., ICML
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 import torch.nn.functional as F
@@ -68,20 +69,47 @@ class MeanOfFolds(nn.Module):
     def mean(self, parts: list[Tensor]) -> Tensor:
         return parts[0] if len(parts) == 1 else self.outputs.mean(torch.stack(parts))
 
+    def combined(self, parts: list[Tensor]) -> Tensor:
+        """What is said of the folds' scores, cell by cell."""
+        return self.mean(parts)
+
+    def combined_channels(self, classes: int) -> int:
+        """How many channels `combined` has."""
+        return classes
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *space) -> (B, K, *space)."""
-        return self.mean(self.parts(x))
+        return self.combined(self.parts(x))
 
 
 class Moments(MeanOfFolds):
-    """Scores as `MeanOfFolds`, then what a mean over mirrorings may be taken of: probabilities and entropy."""
+    """Scores as `MeanOfFolds`, then what a mean over mirrorings may be taken of: probabilities and entropy;
+    (B, C, *space) -> (B, 2K + 1, *space)."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *space) -> (B, 2K + 1, *space)."""
-        parts = self.parts(x)
+    def combined_channels(self, classes: int) -> int:
+        return 2 * classes + 1
+
+    def combined(self, parts: list[Tensor]) -> Tensor:
         members = [self.outputs.probability(part) for part in parts]
         entropy = torch.stack([self.outputs.entropy(p) for p in members]).mean(0)
         return torch.cat([self.mean(parts), torch.stack(members).mean(0), entropy], 1)
+
+
+class Mirrored(nn.Module):
+    """The mean of a network's scores over every mirroring of the spatial `axes` (test-time augmentation), one after
+    another, so that only two maps of scores stand at once."""
+
+    def __init__(self, network: nn.Module, axes: Sequence[int]) -> None:
+        super().__init__()
+        self.network = network
+        self.flips = [flip for n in range(len(axes) + 1) for flip in combinations([a + 2 for a in axes], n)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, *space) -> (B, K, *space)."""
+        total: Tensor = self.network(x)
+        for flip in self.flips[1:]:
+            total = total + self.network(x.flip(flip)).flip(flip)
+        return total / len(self.flips)
 
 
 class Disagreement(nn.Module):
@@ -93,7 +121,10 @@ class Disagreement(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, *space) -> (B, K + 1, *space), the last one in 0..1 bit."""
-        found = self.network(x)
+        return self.told(self.network(x))
+
+    def told(self, found: Tensor) -> Tensor:
+        """The same of `Moments`, cell by cell."""
         classes = found.shape[1] // 2
         scores, p, entropy = found.split([classes, classes, 1], 1)
         return torch.cat([scores, (self.outputs.entropy(p) - entropy).clamp(0, 1)], 1)

@@ -16,11 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from medmamba.files import hash_json
+from medmamba.heap import give_back_free_memory
 from medmamba.layers.whole_conv import WholeConvolution
 from medmamba.scratch import Journal, ScratchMap
-from medmamba.source import PaddedSource, Sink, Source
-from medmamba.stream_plan import IMAGE, SCORES, Pass, Place, Stream, multiple, plan
+from medmamba.source import PaddedSource, PermutedSource, Sink, Source
+from medmamba.stream_pass import IMAGE, SCORES, Pass, Place, Stream
+from medmamba.stream_plan import plan
 from medmamba.windows import Window
+
+ROWS = 12  # of the finest map in a slab
 
 
 @dataclass
@@ -40,7 +44,7 @@ def stream(
     *,
     scratch: Path,
     key: str = "",
-    rows: int = 12,
+    rows: int = ROWS,
     finished: Callable[[Window], int] = lambda box: 0,
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
@@ -53,15 +57,13 @@ def stream(
     """
     network = network.to(device).eval()
     shape = source.grid.shape
-    lacking = [-n % m for n, m in zip(shape, multiple(network, len(shape)), strict=True)]
-    padded = PaddedSource(source, [0] * len(shape), lacking) if any(lacking) else source
     with torch.no_grad():
-        passes = plan(network, len(source.channels), padded.grid.shape)
+        passes = plan(network, len(source.channels), shape)
         like = next(network.parameters(), torch.empty(0))
         names = [p.name for p in passes]
-        journal = Journal(scratch, hash_json([key, names, list(padded.grid.shape), rows, str(like.dtype)]))
+        journal = Journal(scratch, hash_json([key, names, list(shape), rows, str(like.dtype)]))
         first = finished(Window.whole(shape))
-        return _Runner(padded, sink, shape, journal, rows, like).run(passes, first, progress)
+        return _Runner(source, sink, shape, journal, rows, like).run(passes, first, progress)
 
 
 class _Runner:
@@ -94,6 +96,7 @@ class _Runner:
                 self._map(used).path.unlink(missing_ok=True)
             if p.sweep:
                 self._states(p.sweep).path.unlink(missing_ok=True)
+            give_back_free_memory()  # the maps of the next pass have other sizes
         self.journal.remove()
         return notes
 
@@ -101,15 +104,17 @@ class _Runner:
         """One slab of one pass, made to last; gives the state it carries on."""
         slabs = p.slabs(self.rows)
         first, last = slabs[number]
-        low, high = max(0, first - p.need.halo), min(p.reads[0].space[0], last + p.need.halo)
-        parts = [self._read(p.reads[0], low, high), *(self._read(s, *p.part(s, (first, last))) for s in p.reads[1:])]
+        shown = p.shown((first, last))
+        parts = [self._read(stream, *rows) for stream, rows in zip(p.reads, shown, strict=True)]
         at = Place(
-            rows=slice(first - low, last - low),
+            rows=slice(first - shown[0][0], last - shown[0][0]),
+            starts=tuple(start for start, _ in shown),
             carried=carried,
             behind=self._state(p.sweep, number + 1) if p.sweep and number + 1 < len(slabs) else None,
-            whole=self._state(p.sweep, 0) if p.sweep else None,
+            whole=self._last_state(p.sweep) if p.sweep else None,
+            sums=tuple(map(self._last_state, p.sums)),
         )
-        with WholeConvolution(p.reads[0].space[0]):
+        with WholeConvolution(p.reads[0].space[0], len(self.shape)):
             made, state = p.work(parts, at)
         for stream, tensor in zip(p.writes, made, strict=True):
             self._write(stream, p.part(stream, (first, last))[0], tensor)
@@ -124,8 +129,15 @@ class _Runner:
         if stream.name != IMAGE:
             return torch.from_numpy(self._map(stream).read(start, stop))[None].to(self.like)
         origin = (start, *(0 for _ in stream.space[1:]))
-        array = self.source.read(Window(start=origin, size=(stop - start, *stream.space[1:]))).array
+        array = self._image(stream).read(Window(start=origin, size=(stop - start, *stream.space[1:]))).array
         return torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, 0, -1)))[None].to(self.like)
+
+    def _image(self, stream: Stream) -> Source:
+        """The image as a stream shows it: mirrored, then padded at the far ends."""
+        flips = [axis in stream.turn for axis in range(len(self.shape))]
+        seen = PermutedSource(self.source, range(len(flips)), flips) if any(flips) else self.source
+        lacking = [padded - n for padded, n in zip(stream.space, self.shape, strict=True)]
+        return PaddedSource(seen, [0] * len(lacking), lacking) if any(lacking) else seen
 
     def _write(self, stream: Stream, start: int, tensor: Tensor) -> None:
         """Rows of a stream to its scratch file; scores to the sink, without what was padded."""
@@ -143,7 +155,11 @@ class _Runner:
 
     def _states(self, p: Pass) -> ScratchMap:
         """What a pass carries on, a row a slab."""
-        return ScratchMap(self.journal.folder / f"{p.name}.states", len(p.slabs(self.rows)), p.state, self.dtype)
+        dtype = np.dtype(str(p.state_dtype).removeprefix("torch.")) if p.state_dtype else self.dtype
+        return ScratchMap(self.journal.folder / f"{p.name}.states", len(p.slabs(self.rows)), p.state, dtype)
 
     def _state(self, p: Pass, number: int) -> Tensor:
-        return torch.from_numpy(self._states(p).read(number, number + 1)[0]).to(self.like)
+        return torch.from_numpy(self._states(p).read(number, number + 1)[0]).to(self.like.device)
+
+    def _last_state(self, p: Pass) -> Tensor:
+        return self._state(p, p.order(self.rows)[-1])

@@ -207,8 +207,9 @@ class Stitcher:
             total = torch.stack([self._total(self.row + i) for i in range(part.start, part.stop)])
             window = Window(start=(self.row + at, *(0 for _ in self.shape[1:])), size=tuple(total.shape))
             yield window, (self.sums[:, part] / total).float()
-        for i in range(self.depth):
-            self.sums[:, i] = self.sums[:, i + rows] if i + rows < self.depth else 0
+        for i in range(self.depth - rows):
+            self.sums[:, i] = self.sums[:, i + rows]
+        self.sums[:, self.depth - rows :] = 0
         self.row = stop
 
     def _total(self, row: int) -> Tensor:

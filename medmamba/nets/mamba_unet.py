@@ -202,6 +202,11 @@ class MambaUNet(nn.Module):
         scores = channels_first(self.body(snap.watched(state, ()), snap, self.memory))
         return crop_to(scores, x.shape[2:])
 
+    def scores(self, halves: State) -> Tensor:
+        """What the head says of the halves at the end of the body, (B, *space, K)."""
+        found: Tensor = self.body.head(halves)  # type: ignore[misc]
+        return found
+
 
 def steps(config: MambaUNetConfig) -> list[Step]:
     """The body: couplings and ways down, couplings, ways up and couplings."""

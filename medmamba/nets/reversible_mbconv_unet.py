@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from medmamba.errors import ConfigError, ShapeError
 from medmamba.layers.grid import Grid
 from medmamba.layers.nd import channels_first, channels_last, crop_to, pad_to_multiple, same_conv
-from medmamba.layers.reversible import MODES, Add, Reversible, Step, coupling
+from medmamba.layers.reversible import MODES, Add, Reversible, State, Step, coupling
 from medmamba.layers.strided import Stem, StridedDown, StridedUp
 
 
@@ -95,9 +95,14 @@ class ReversibleMBConvUNet(nn.Module):
             raise ShapeError(f"wanted (B, {config.in_channels}, {config.spatial_dims} axes), got {tuple(x.shape)}")
         snap = self.grid()
         state = self.stem(pad_to_multiple(x, config.multiple), snap)
-        a, b = self.body(snap.watched(state, ()), snap, self.memory)
+        halves = self.body(snap.watched(state, ()), snap, self.memory)
+        return crop_to(channels_first(self.scores(halves)), x.shape[2:])
+
+    def scores(self, halves: State) -> Tensor:
+        """What the head says of the halves at the end of the body, (B, *space, K)."""
+        a, b = halves
         weight_a, weight_b = self.head.weight.chunk(2, dim=1)  # the halves side by side, without a copy of both
-        return crop_to(channels_first(F.linear(a, weight_a, self.head.bias) + F.linear(b, weight_b)), x.shape[2:])
+        return F.linear(a, weight_a, self.head.bias) + F.linear(b, weight_b)
 
 
 def level(config: ReversibleMBConvUNetConfig, index: int) -> list[Add]:

@@ -16,13 +16,17 @@ import torch
 from medmamba.bundle import Bundle
 from medmamba.errors import ConfigError, InputError
 from medmamba.memory import LiveBytes, without_data
+from medmamba.stream import ROWS
+from medmamba.stream_cost import StreamCost, stream_cost
 from pipelines.cases.case import Case
 from pipelines.cases.formats import open_source
 from pipelines.networks import NETWORKS
+from pipelines.report import peak_memory_mb
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 MOST_WINDOWS = 8  # in a batch that the budget chooses: more is no faster
 LARGE_BLOCK, M_MMAP_THRESHOLD = 4 << 20, -3
+KERNELS = 48 << 20  # of a sweep: work space inside operations and holes of the allocator, measured at 48^2 to 160^2
 CGROUP = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -30,11 +34,18 @@ def return_large_blocks() -> None:
     """Makes glibc give blocks of LARGE_BLOCK and more back to the system when they are freed.
 
     By itself it raises that threshold to 32 MiB, and the maps of a network leave holes in the heap: 100 MiB more in the
-    window loop at 96^3 x 5 classes, at the same speed. Elsewhere nothing happens.
+    window loop at 96^3 x 5 classes. Elsewhere nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+
+
+def take_large_pages() -> None:
+    """Makes torch ask for large pages: blocks that were given back come anew, and page by page that takes a network of
+    two convolutions as long again. Torch looks once, when it makes its first tensor. A sweep's slabs are too small for
+    it: its peak would grow with their number."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def parse_bytes(text: str) -> int:
@@ -54,26 +65,53 @@ def machine_bytes() -> int:
         return total
 
 
-def predicted_bytes(bundle: Bundle, case: Case) -> int:
-    """Bytes of the arrays that `predict` holds at once for this case, from the headers alone.
+def predicted_bytes(bundle: Bundle, case: Case, mode: str = "windows") -> int:
+    """Bytes of the arrays that `predict` holds at once for this case, from the headers alone: what the loop holds, and
+    on the file's grid labels, their copy turned for the picture, and the copy read back."""
+    shapes = _shapes(bundle, case)
+    return 12 * int(np.prod(shapes[0], dtype=object)) + loop_bytes(bundle, shapes[1], mode) if shapes else 0
 
-    On the file's grid: labels, their copy turned for the picture, and the copy read back. On the network's grid: scores
-    and input of the rows a window covers. In the window loop: two windows, one shown and one read ahead, and the maps
-    of the network that live at once.
-    """
+
+def predicted_scratch(bundle: Bundle, case: Case, mode: str) -> int:
+    """Bytes of disk that the maps of a streamed case take at once, at most; windows need none."""
+    shapes = _shapes(bundle, case)
+    return streamed(bundle, shapes[1]).scratch if shapes and mode == "stream" else 0
+
+
+def _shapes(bundle: Bundle, case: Case) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Of the file's grid and of what the network sees; None for a case without a file that it knows."""
     preprocessing = bundle.preprocessing
     role = next((r for r in preprocessing.roles if r in case.files), None)
     if role is None:
-        return 0
+        return None
     grid = open_source(case.files[role]).grid
-    seen = preprocessing.shape_for(grid.permute(*preprocessing.axes(grid)))
-    window = preprocessing.windowing.size
-    rows = min(seen[0], window[0])
-    plane = int(np.prod([max(n, w) for n, w in zip(seen[1:], window[1:])], dtype=object))
-    voxels = int(np.prod(grid.shape, dtype=object))
-    channels = len(preprocessing.channels)
-    windows = 2 * 4 * channels * int(np.prod(window, dtype=object))
-    return 12 * voxels + 4 * (bundle.classes + channels) * rows * plane + windows + network_bytes(bundle)
+    return grid.shape, preprocessing.shape_for(grid.permute(*preprocessing.axes(grid)))
+
+
+def loop_bytes(bundle: Bundle, shape: tuple[int, ...], mode: str, strip: int | None = None) -> int:
+    """Bytes that the loop over an image of `shape` (as the network sees it) holds at once. By windows: scores and input
+    of the rows of a strip that a window covers, two windows, one shown and one read ahead, and the maps of the network
+    that live at once. Streamed: the largest slab, its rows as they are read, and KERNELS."""
+    channels, windowing = len(bundle.preprocessing.channels), bundle.preprocessing.windowing
+    if mode == "stream":
+        return KERNELS + streamed(bundle, shape).slab + 2 * 4 * channels * ROWS * int(np.prod(shape[1:], dtype=object))
+    padded = tuple(max(n, w) for n, w in zip(shape, windowing.size, strict=True))
+    widest = max((seen.size for seen, _ in windowing.strips(padded, strip)), key=lambda size: size[1:])
+    plane = int(np.prod(widest[1:], dtype=object))
+    windows = 2 * 4 * channels * int(np.prod(windowing.size, dtype=object))
+    return 4 * (bundle.classes + channels) * windowing.size[0] * plane + windows + network_bytes(bundle)
+
+
+@lru_cache(maxsize=64)
+def streamed(bundle: Bundle, shape: tuple[int, ...]) -> StreamCost:
+    """What streaming an image of `shape` takes; nothing known (0) of a network that cannot be tried without data.
+
+    Raises ConfigError naming a part that cannot stream.
+    """
+    try:
+        return stream_cost(bundle.outline(NETWORKS), len(bundle.preprocessing.channels), shape, ROWS)
+    except (RuntimeError, NotImplementedError):
+        return StreamCost(slab=0, scratch=0)
 
 
 def window_bytes(bundle: Bundle) -> int:
@@ -108,6 +146,17 @@ def _live_bytes(name: str, config: str, shape: tuple[int, ...]) -> int:
     except (RuntimeError, NotImplementedError, KeyError):  # an operation that wants data, or a network of a test
         return 0
     return live.peak()
+
+
+def memory_line(bundle: Bundle, needed: int, scratch: int, mode: str, batch: int, budget: int) -> str:
+    """What the largest case will take above this process (`needed` bytes with one window), and what it may."""
+    how = "streamed" if mode == "stream" else f"with {batch} windows at once"
+    most = needed + (0 if mode == "stream" else (batch - 1) * window_bytes(bundle))
+    disk = f" and {scratch / 2**20:.0f} MiB of scratch on the disk" if scratch else ""
+    return (
+        f"memory: {peak_memory_mb():.0f} MiB now + {most / 2**20:.0f} MiB for the largest case {how}{disk}, "
+        f"{budget >> 20} MiB may be used"
+    )
 
 
 def require_memory(case: Case, needed: int, budget: int) -> None:

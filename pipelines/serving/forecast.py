@@ -1,6 +1,6 @@
 """A batch told before it runs: cases, memory, time and disk, and what will be refused and why; no weights are loaded.
 
-Headers are opened, no voxel is read: what only voxels can tell (damage, NaN, units) is not foreseen.
+Headers are opened, no cell is read: what only cells can tell (damage, NaN, a shift between dates) is not foreseen.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ import numpy as np
 from medmamba.bundle import Bundle
 from medmamba.errors import InputError
 from pipelines.cases.case import Case
-from pipelines.cases.formats import open_source
+from pipelines.domains import domain_of
 from pipelines.report import Report
-from pipelines.serving.budget import predicted_bytes
-
-AT_MOST = 6.0  # bytes a voxel of products on disk, as `predict` asks for before it starts a case
 
 
 @dataclass(frozen=True, kw_only=True)
 class CaseForecast:
-    """One case: cells of its grid, bytes that `predict` will hold, or the code and words of its refusal."""
+    """One case: cells of its grid, bytes that `predict` will hold and that its products take on disk at most, `scratch`
+    of a streamed one while it runs; or the code and words of its refusal."""
 
     case: str
     voxels: int = 0
     memory: int = 0
+    disk: int = 0
+    scratch: int = 0
     code: str | None = None
     message: str = ""
 
@@ -49,6 +49,11 @@ class Forecast:
         """Bytes of the largest case."""
         return max((c.memory for c in self.cases), default=0)
 
+    @property
+    def scratch(self) -> int:
+        """Bytes of disk that a streamed case takes while it runs, at most."""
+        return max((c.scratch for c in self.cases), default=0)
+
 
 def forecast(
     cases: Sequence[Case],
@@ -56,47 +61,41 @@ def forecast(
     output: Path,
     *,
     memory: int,
+    mode: str = "windows",
     progress: Callable[[int, int], None] | None = None,
 ) -> Forecast:
-    """What a batch over `cases` with `memory` bytes for each would meet."""
+    """What a batch over `cases` in this mode of inference, with `memory` bytes for each, would meet."""
     told = []
     for number, case in enumerate(cases, start=1):
-        told.append(case_forecast(case, bundle, memory))
+        told.append(case_forecast(case, bundle, memory, mode))
         if progress:
             progress(number, len(cases))
     voxels = sum(c.voxels for c in told if not c.code)
     past = per_voxel(bundle, output)
     if past is None:
-        return Forecast(cases=tuple(told), disk=round(voxels * AT_MOST))
+        return Forecast(cases=tuple(told), disk=sum(c.disk for c in told))
     return Forecast(cases=tuple(told), disk=round(past[1] * voxels), seconds=past[0] * voxels)
 
 
-def case_forecast(case: Case, bundle: Bundle, memory: int) -> CaseForecast:
+def case_forecast(case: Case, bundle: Bundle, memory: int, mode: str = "windows") -> CaseForecast:
     """One case from its headers."""
-    contract = bundle.preprocessing
+    domain = domain_of(bundle.task)
     try:
-        present = contract.present(case.files)
-        sources = {role: open_source(case.files[role]) for role in present}
-        first = sources[present[0]].grid
-        for channel in (c for c in contract.channels if c.role in present):
-            source = sources[channel.role]
-            if channel.volume is None and len(source.channels) != 1:
-                raise InputError("wrong_channels", f"{source.path}: {len(source.channels)} channels, 1 is wanted")
-            if not source.grid.matches(first):
-                raise InputError("grid_mismatch", f"{source.path}: another grid than role {present[0]!r}")
-        needed = predicted_bytes(bundle, case)
+        voxels, disk = domain.headers(bundle, case)
+        needed = domain.needed_bytes(bundle, case, mode)
+        scratch = domain.scratch_bytes(bundle, case, mode)
         if needed > memory:
             raise InputError("too_large", f"needs about {needed >> 20} MiB, {memory >> 20} MiB may be used")
     except InputError as error:
         return CaseForecast(case=case.id, code=error.code, message=str(error))
     except OSError as error:
         return CaseForecast(case=case.id, code="permission", message=str(error))
-    return CaseForecast(case=case.id, voxels=int(np.prod(first.shape, dtype=object)), memory=needed)
+    return CaseForecast(case=case.id, voxels=voxels, memory=needed, disk=disk, scratch=scratch)
 
 
 def per_voxel(bundle: Bundle, output: Path) -> tuple[float, float] | None:
     """Seconds and bytes of products a voxel: medians over this bundle's finished reports there; None without any."""
-    reports = (Report.load(path) for path in (output / bundle.title).glob("*_dseg.json"))
+    reports = (Report.load(path) for path in (output / bundle.title).rglob("*.json"))
     past = [
         (
             float(r.run["seconds"]) / int(np.prod(r.grid["shape"], dtype=object)),
@@ -120,5 +119,6 @@ def describe(told: Forecast) -> list[str]:
         f"{len(told.cases)} cases: {good} can run, {len(told.refused)} will be refused",
         f"memory: {told.peak / 2**20:.0f} MiB of arrays for the largest case, the network's own beside it",
         f"disk: {'about' if known else 'at most'} {told.disk / 2**20:.1f} MiB; time: {time}",
+        *([f"scratch: {told.scratch / 2**20:.1f} MiB of disk while the largest case runs"] if told.scratch else []),
         *(f"  {c.case}: {c.code}: {c.message}" for c in told.refused),
     ]

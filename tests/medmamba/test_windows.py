@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from medmamba.bundle import Mirrored
+from medmamba.ensemble import Mirrored
 from medmamba.errors import ConfigError, GeometryError, InputError
 from medmamba.grid import Grid
 from medmamba.infer import infer
