@@ -1,4 +1,5 @@
-"""Pairs of scenes to compare: from a CSV list, a STAC catalogue on disk, or a folder of two dates.
+"""Pairs of scenes to compare: from a CSV list, a STAC catalogue on disk, or a folder of two dates; of more dates of one
+place each is compared with the next in time.
 
 Raises ConfigError when a list cannot be used, with every fault it found.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ import pystac
 from medmamba.errors import ConfigError
 
 FOLDERS = (("before", "after"), ("A", "B"), ("T1", "T2"), ("im1", "im2"))  # dates of a folder: ours and the field's
+LISTED, SERIES = frozenset({"id", "before", "after"}), frozenset({"place", "date", "scene"})  # columns of a CSV
 GROUPS = ("grid:code", "s2:mgrs_tile", "landsat:wrs_path")  # properties that say that two items show one place
 
 
@@ -48,22 +50,17 @@ def find_pairs(path: Path) -> list[Pair]:
 
 
 def pairs_of_csv(path: Path) -> list[Pair]:
-    """Rows `id,before,after[,date_before,date_after]`; paths relative to the list."""
+    """Rows `id,before,after[,date_before,date_after]`, or `place,date,scene` with any number of dates a place; paths
+    relative to the list."""
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
-        missing = {"id", "before", "after"} - set(reader.fieldnames or ())
-        if missing:
-            raise ConfigError(f"{path}: columns {sorted(missing)} are missing; found {reader.fieldnames}")
-        rows = list(reader)
-    faults = [f"line {n}: {k} is empty" for n, r in enumerate(rows, 2) for k in ("id", "before", "after") if not r[k]]
-    faults += [
-        f"line {n}: {path.parent / r[k]} does not exist"
-        for n, r in enumerate(rows, 2)
-        for k in ("before", "after")
-        if r[k] and not (path.parent / r[k]).exists()
-    ]
-    if faults:
-        raise ConfigError(f"{path}: " + "; ".join(faults))
+        named, rows = set(reader.fieldnames or ()), list(reader)
+    if named >= SERIES:
+        return pairs_of_series(path, rows)
+    if not named >= LISTED:
+        wanted = f"{', '.join(sorted(LISTED))} or {', '.join(sorted(SERIES))}"
+        raise ConfigError(f"{path}: columns {sorted(named)}; expected {wanted}")
+    require_filled(path, rows, LISTED, files=("before", "after"))
     return [
         Pair(
             id=safe(r["id"]),
@@ -74,6 +71,41 @@ def pairs_of_csv(path: Path) -> list[Pair]:
         )
         for r in rows
     ]
+
+
+def pairs_of_series(path: Path, rows: Sequence[Mapping[str, str]]) -> list[Pair]:
+    """The scenes of every place in order of their dates (ISO 8601), each with the next one."""
+    require_filled(path, rows, SERIES, files=("scene",))
+    places: dict[str, list[Mapping[str, str]]] = {}
+    for row in rows:
+        places.setdefault(row["place"], []).append(row)
+    twice = [name for name, dates in places.items() if len({r["date"] for r in dates}) < len(dates)]
+    if twice:
+        raise ConfigError(f"{path}: two scenes of one date at {', '.join(sorted(twice))}; mosaic them or drop one")
+    return [
+        Pair(
+            id=safe(f"{place}_{one['date']}_{other['date']}"),
+            before=path.parent / one["scene"],
+            after=path.parent / other["scene"],
+            date_before=one["date"],
+            date_after=other["date"],
+        )
+        for place, dates in places.items()
+        for one, other in pairwise(sorted(dates, key=lambda r: r["date"]))
+    ]
+
+
+def require_filled(path: Path, rows: Sequence[Mapping[str, str]], columns: Set[str], files: Sequence[str]) -> None:
+    """Raises ConfigError listing the lines where a column is empty or a file does not exist."""
+    faults = [f"line {n}: {k} is empty" for n, r in enumerate(rows, 2) for k in sorted(columns) if not r[k]]
+    faults += [
+        f"line {n}: {path.parent / r[k]} does not exist"
+        for n, r in enumerate(rows, 2)
+        for k in files
+        if r[k] and not (path.parent / r[k]).exists()
+    ]
+    if faults:
+        raise ConfigError(f"{path}: " + "; ".join(faults))
 
 
 def pairs_of_folder(folder: Path) -> list[Pair]:

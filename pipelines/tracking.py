@@ -201,6 +201,8 @@ def register_model(
     run = client.create_run(experiment(client, MODELS), tags={"mlflow.runName": bundle.title, "bundle": bundle.id})
     with _quiet(), mlflow.start_run(run_id=run.info.run_id):
         mlflow.log_metrics({**checks_of(bundle), **dict(metrics or {})})
+        for said, changed in reliability_of(bundle):
+            mlflow.log_metric("reliability", changed, step=said)
         info = mlflow.pyfunc.log_model(
             name=re.sub(r"[^\w.-]+", "-", name),
             python_model=str(Path(__file__).with_name("served_model.py")),
@@ -215,8 +217,16 @@ def register_model(
 
 
 def checks_of(bundle: Bundle) -> dict[str, float]:
-    """What a bundle's card says of the checks its model went through (change models have such)."""
-    return {f"check_{name}": float(value) for name, value in bundle.card.get("checks", {}).items()}
+    """What a bundle's card says of the checks its model went through, and its threshold (change models have such)."""
+    threshold = {"threshold": float(bundle.task["threshold"])} if "threshold" in bundle.task else {}
+    return {f"check_{name}": float(value) for name, value in bundle.card.get("checks", {}).items()} | threshold
+
+
+def reliability_of(bundle: Bundle) -> list[tuple[int, float]]:
+    """The reliability diagram on a change bundle's card: percent that the network says, share that did change; as the
+    metric `reliability` its chart in MLflow, a straight line where the network is honest."""
+    rows = (bundle.card.get("validation") or {}).get("reliability", ())
+    return [(round(100 * row["confidence"]), float(row["changed"])) for row in rows if row["pixels"]]
 
 
 def requirements() -> list[str]:

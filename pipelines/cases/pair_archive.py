@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-
-import numpy as np
 
 from geo.align import overlap
 from geo.formats import open_scene
@@ -16,8 +15,10 @@ from medmamba.bundle import Bundle
 from medmamba.errors import ConfigError, InputError
 from pipelines.cases.archive import Found, require_apart, young
 from pipelines.cases.case import Case, safe_id
-from pipelines.serving.pair_view import ROLES
+from pipelines.serving.budget import loop_bytes, streamed
+from pipelines.serving.pair_view import ROLES, STRIP
 
+READING = 80 << 20  # bytes of GDAL's block cache and of rows of both dates on their way onto one grid, measured
 SIDECARS = (".aux.xml", ".msk", ".tfw", ".pgw", ".jgw", ".wld", ".prj")  # what GDAL reads beside a raster
 
 
@@ -42,13 +43,18 @@ def find(
 
 
 def cases_of(files: Sequence[Path], roles: Sequence[str], *, output: Path) -> list[Case]:
-    """The one pair that two files are, or every pair of a list, catalogue or folder. Raises ConfigError."""
+    """The one pair that two files are; of more files in order of time each with the next; or every pair of a list,
+    catalogue or folder. Raises ConfigError."""
     if len(files) == 1:
         return list(find(files[0], roles, output=output, settle=0).cases)
-    if len(files) != len(ROLES):
-        raise ConfigError(f"{len(files)} files given, the bundle compares two dates: {', '.join(ROLES)}")
-    names = dict.fromkeys(path.resolve().name.partition(".")[0] for path in files)
-    return [Case(id=safe_id("-".join(names)), files=dict(zip(ROLES, files, strict=True)))]
+    cases = []
+    for pair in pairwise(files):
+        names = dict.fromkeys(path.resolve().name.partition(".")[0] for path in pair)
+        cases.append(Case(id=safe_id("-".join(names)), files=dict(zip(ROLES, pair, strict=True))))
+    twice = sorted({c.id for c in cases if sum(other.id == c.id for other in cases) > 1})
+    if twice:
+        raise ConfigError(f"pairs {', '.join(twice)} would have the same name; list the scenes in a CSV instead")
+    return cases
 
 
 def case_of(pair: Pair) -> Case:
@@ -73,20 +79,28 @@ def parts_of(path: Path) -> tuple[Path, ...]:
     return tuple(dict.fromkeys([path, *(p for p in (*named, *beside) if p.is_file())]))
 
 
-def predicted_bytes(bundle: Bundle, case: Case) -> int:
-    """Bytes held at once for a pair, from the headers: rows of scores and bands that a window covers, twice.
+def predicted_bytes(bundle: Bundle, case: Case, mode: str = "windows") -> int:
+    """Bytes held at once for a pair, from the headers: what the loop over its strips holds, and READING.
 
     Nothing else grows with the scene; a fault in a file is told by whoever opens it in earnest.
     """
+    shape = _overlap(case)
+    return READING + loop_bytes(bundle, shape, mode, STRIP) if shape else 0
+
+
+def predicted_scratch(bundle: Bundle, case: Case, mode: str) -> int:
+    """Bytes of disk that the maps of a streamed pair take at once, at most; windows need none."""
+    shape = _overlap(case)
+    return streamed(bundle, shape).scratch if shape and mode == "stream" else 0
+
+
+def _overlap(case: Case) -> tuple[int, ...]:
+    """The shape of the ground that both dates show; none of files that cannot be compared."""
     try:
         scenes = [open_scene(case.files[role]) for role in ROLES if role in case.files]
         low, high = overlap(scenes[0].grid, scenes[-1].grid)
         for scene in scenes:
             scene.close()
     except (InputError, IndexError):
-        return 0
-    shape = [b - a for a, b in zip(low, high, strict=True)]
-    window = bundle.preprocessing.windowing.size
-    plane = max(shape[1], window[1])
-    numbers = 2 * (bundle.classes + 1) + 2 * len(bundle.preprocessing.channels)
-    return 4 * numbers * min(max(shape[0], 1), window[0]) * int(np.int64(plane))
+        return ()
+    return tuple(max(b - a, 1) for a, b in zip(low, high, strict=True))

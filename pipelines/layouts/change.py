@@ -121,11 +121,16 @@ def read_layout(root: Path, *, layout: str | None = None, order: str | None = No
     return ChangeSet(root=root, layout=name, rows=tuple(ordered), classes=classes, lists=tuple(lists.values()))
 
 
+def change_layout_of(root: Path) -> str | None:
+    """The first layout all of whose folders stand in the root or in a split's folder, or None."""
+    return next((name for name, layout in LAYOUTS.items() if next(places(root, layout), None) is not None), None)
+
+
 def recognise(root: Path) -> str:
-    """The first layout all of whose folders stand in the root or in a split's folder. Raises ConfigError."""
-    for name, layout in LAYOUTS.items():
-        if next(places(root, layout), None) is not None:
-            return name
+    """The layout of a change data set. Raises ConfigError for a folder of none."""
+    name = change_layout_of(root)
+    if name is not None:
+        return name
     known = "; ".join(f"{name}: {' '.join(layout.folders.values())}" for name, layout in LAYOUTS.items())
     raise ConfigError(f"{root}: no known layout of a change data set; expected folders {known}")
 

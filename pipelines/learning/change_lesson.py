@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -18,9 +19,10 @@ from medmamba.windows import Window
 from pipelines.layouts.change import ChangeSet, PairRow
 from pipelines.layouts.change_labels import IGNORED as UNLABELLED
 from pipelines.learning.change_run import ChangeRun
+from pipelines.learning.change_variations import varied
 from pipelines.learning.learned import draft
 from pipelines.learning.losses import IGNORED
-from pipelines.learning.sampling import Example, find_places, fitted
+from pipelines.learning.sampling import Example, Vary, find_places, fitted
 from pipelines.report import code_version, now
 from pipelines.scoring.change_evaluate import (
     LARGEST_SAME_SCENE,
@@ -86,6 +88,10 @@ class ChangeLesson:
     @property
     def held(self) -> Sequence[str]:
         return [row.id for row in self.validation]
+
+    @property
+    def vary(self) -> Vary:
+        return partial(varied, settings=self.run.augment)
 
     def examples(self) -> Sequence[Example]:
         """Every pair to learn from. Raises ConfigError listing those that cannot be read."""

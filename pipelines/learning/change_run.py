@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from medmamba.errors import ConfigError, MedMambaError
 from medmamba.preprocessing import Channel, Preprocessing
 from medmamba.windows import Windowing
-from pipelines.config import Learning, RunFile, Section, TrainRun, read_toml
+from pipelines.config import AugmentSection, Learning, RunFile, Section, TrainRun, read_toml
 from pipelines.layouts.change import ChangeSet, read_layout
 from pipelines.networks import segmentation_settings
 from pipelines.tasks.change import Comparison
@@ -68,6 +68,18 @@ class PairSection(Section):
         return self
 
 
+class PairAugmentSection(AugmentSection):
+    """`swap`: the dates exchanged; `same`: one date twice, nothing changed; `light`: gain and offset of each band drawn
+    for each date apart (offset in scaled values); `turn`: a quarter turn. The rest is done to both dates alike."""
+
+    swap: float = Field(default=0.5, ge=0, le=1)
+    same: float = Field(default=0.15, ge=0, le=1)
+    light: float = Field(default=0.5, ge=0, le=1)
+    light_gain: float = Field(default=0.2, ge=0, lt=1)
+    light_offset: float = Field(default=0.1, ge=0)
+    turn: float = Field(default=0.5, ge=0, le=1)
+
+
 class ChangeRun(RunFile, Learning):
     """`medmamba train RUN.toml` with `dataset` = the folder of a change data set (LEVIR-CD, SECOND, Landsat-SCD, ...).
 
@@ -81,6 +93,7 @@ class ChangeRun(RunFile, Learning):
     layout: str | None = None
     order: str | None = None
     preprocessing: PairSection = PairSection()
+    augment: PairAugmentSection = PairAugmentSection()
     comparison: Mapping[str, Any] = Field(default_factory=dict)
 
     @field_validator("comparison")

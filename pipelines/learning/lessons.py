@@ -15,7 +15,7 @@ from pipelines.config import TrainRun
 from pipelines.learning.change_run import Run
 from pipelines.learning.learned import Held, conclude
 from pipelines.learning.losses import dice_bce, dice_ce
-from pipelines.learning.sampling import Example, prepare
+from pipelines.learning.sampling import Example, Vary, as_drawn, prepare
 from pipelines.scoring.evaluate import Evaluation, evaluate_predictor, kept_path
 from pipelines.serving.predict import Predictor
 
@@ -24,9 +24,9 @@ State = Mapping[str, Tensor]
 
 
 class Lesson(Protocol):
-    """Ids of the cases `learned` from and `held` out; `criterion` of scores and labels; `examples` to draw from;
-    `validate` (`last`: after the last epoch) and its `figures` for the log; `conclude` writes the bundle and returns
-    figures for the log."""
+    """Ids of the cases `learned` from and `held` out; `criterion` of scores and labels; `examples` to draw from, and to
+    `vary` before the augmentations that all tasks share; `validate` (`last`: after the last epoch) and its `figures`
+    for the log; `conclude` writes the bundle and returns figures for the log."""
 
     @property
     def criterion(self) -> Criterion: ...
@@ -34,6 +34,8 @@ class Lesson(Protocol):
     def learned(self) -> Sequence[str]: ...
     @property
     def held(self) -> Sequence[str]: ...
+    @property
+    def vary(self) -> Vary: ...
     def examples(self) -> Sequence[Example]: ...
     def validate(self, predictor: Predictor, *, last: bool) -> Any: ...
     def figures(self, scores: Any) -> dict[str, float]: ...
@@ -65,6 +67,10 @@ class VolumeLesson:
     @property
     def held(self) -> Sequence[str]:
         return [c.case.id for c in self.parts.validation]
+
+    @property
+    def vary(self) -> Vary:
+        return as_drawn
 
     def examples(self) -> Sequence[Example]:
         contract = self.run.preprocessing.contract()

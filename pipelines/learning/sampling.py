@@ -6,7 +6,7 @@ Letters in this file: B batch, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +22,8 @@ from pipelines.cases.cohort import LabelledCase
 from pipelines.cases.formats import open_source
 from pipelines.config import AugmentSection
 from pipelines.learning.losses import IGNORED
+
+Vary = Callable[[np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 
 PLACES = 20_000  # foreground cells remembered per class and case
 
@@ -66,6 +68,11 @@ class Batch:
     cases: tuple[str, ...]
 
 
+def as_drawn(image: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A patch as it is: nothing is varied but by the augmentations that all tasks share."""
+    return image, labels
+
+
 def prepare(
     labelled: LabelledCase, preprocessing: Preprocessing, values: Sequence[int], ignore: int | None = None
 ) -> Prepared:
@@ -106,7 +113,7 @@ class Sampler:
     """Batches by step: the same (seed, step) gives the same batch, whatever was drawn before.
 
     `share` = (i, n): part i of n of a batch of n * `batch` patches, for n processes that learn as one.
-    `modality_dropout`: chance of each channel of a patch to be hidden.
+    `modality_dropout`: chance of each channel of a patch to be hidden. `vary`: what the task does to a patch first.
     """
 
     def __init__(
@@ -120,10 +127,11 @@ class Sampler:
         seed: int,
         share: tuple[int, int] = (0, 1),
         modality_dropout: float = 0.0,
+        vary: Vary = as_drawn,
     ) -> None:
         self.cases, self.window, self.batch = tuple(cases), tuple(window), batch
         self.foreground_share, self.seed, self.share = foreground_share, seed, share
-        self.modality_dropout = modality_dropout
+        self.modality_dropout, self.vary = modality_dropout, vary
         rank = len(network_size(self.window))
         self.planes, self.change = rank < len(self.window), augmentations(augment, rank)
 
@@ -138,7 +146,7 @@ class Sampler:
             if i // self.batch != part:
                 continue
             self.change.set_random_state(seed=seed)
-            changed = self._changed(*case.patch(box))
+            changed = self._changed(*self.vary(*case.patch(box), np.random.default_rng((seed, 1))))
             images.append(self._hidden(changed["image"].float(), seed))
             labels.append(changed["labels"].round().long())
             names.append(case.id)

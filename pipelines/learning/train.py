@@ -92,6 +92,7 @@ def _train(
         seed=run.seed,
         share=(group.rank, group.count),
         modality_dropout=contract.modality_dropout,
+        vary=lesson.vary,
     )
     learner, scores = group.learner(network), None
     torch.manual_seed(run.seed + group.rank)

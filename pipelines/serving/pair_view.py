@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from geo.align import align, seen_on
+from geo.align import Alignment, align, seen_on
 from geo.coregister import Registration, coregister
 from geo.formats import format_of, open_scene
 from geo.quality import ClearSource, QualitySource
@@ -25,6 +25,7 @@ from medmamba.windows import Window
 from pipelines.tasks.change import Comparison
 
 ROLES = ("before", "after")
+STRIP = 4096  # columns of a scene made at a time: memory does not grow with its width
 
 
 class LastRead:
@@ -55,11 +56,7 @@ class PairView:
 
     def seen(self, contract: Preprocessing) -> Source:
         """What the network sees. Raises InputError("wrong_channels") unless both dates have the contract's bands."""
-        bands = 1 + max(c.volume or 0 for c in contract.channels)
-        if len(self.before.channels) != bands:
-            raise InputError(
-                "wrong_channels", f"the scenes have bands {list(self.before.channels)}, the bundle wants {bands}"
-            )
+        require_bands(self.before, contract)
         return contract.forward({"before": LastRead(self.before), "after": LastRead(self.after)})
 
     def close(self) -> None:
@@ -68,13 +65,25 @@ class PairView:
         self.after.close()
 
 
-def open_pair(files: Mapping[str, Path], comparison: Comparison) -> PairView:
-    """The pair of `files` (roles before, after). Raises InputError for files, pairs and shifts that cannot be used."""
+def require_bands(scene: Scene, contract: Preprocessing) -> None:
+    """Raises InputError("wrong_channels") when a scene has not the bands that a bundle compares."""
+    bands = 1 + max(c.volume or 0 for c in contract.channels)
+    if len(scene.channels) != bands:
+        raise InputError("wrong_channels", f"the scenes have bands {list(scene.channels)}, the bundle wants {bands}")
+
+
+def aligned_pair(files: Mapping[str, Path], comparison: Comparison) -> Alignment:
+    """The scenes of `files` (roles before, after) on one grid, nothing read. Raises InputError."""
     missing = [role for role in ROLES if role not in files]
     if missing:
         raise InputError("missing_channel", f"the bundle compares {list(ROLES)}, the case lacks {missing}")
     scenes = [open_scene(files[role]) for role in ROLES]
-    aligned = align(scenes, reference=comparison.reference, resampling=comparison.resampling)
+    return align(scenes, reference=comparison.reference, resampling=comparison.resampling)
+
+
+def open_pair(files: Mapping[str, Path], comparison: Comparison) -> PairView:
+    """The pair of `files` (roles before, after). Raises InputError for files, pairs and shifts that cannot be used."""
+    aligned = aligned_pair(files, comparison)
     before, after = aligned.sources
     record: dict[str, Any] = {"alignment": aligned.record}
     shift = (0.0, 0.0)
@@ -93,7 +102,7 @@ def open_pair(files: Mapping[str, Path], comparison: Comparison) -> PairView:
         fit = invariant_fit(*clear)
         record["normalisation"] = fit.to_json()
         clear[1] = NormalisedSource(clear[1], fit)
-    notes = tuple(dict.fromkeys(note for scene in scenes for note in scene.notes))
+    notes = tuple(dict.fromkeys(note for scene in aligned.sources for note in scene.notes))
     return PairView(before=clear[0], after=clear[1], qualities=qualities, grid=aligned.grid, record=record, notes=notes)
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from geo.crs import CellArea
 from geo.formats.geotiff import CogSink
 from geo.quality import observability
@@ -17,7 +19,7 @@ from medmamba.bundle import Bundle
 from medmamba.errors import InputError
 from medmamba.files import hash_file
 from pipelines.cases.case import Case
-from pipelines.cases.pair_archive import parts_of
+from pipelines.cases.pair_archive import parts_of, predicted_scratch
 from pipelines.cases.state import STATE
 from pipelines.pages.change import take_pictures, write_page, write_quicklook
 from pipelines.report import Report, case_key, now
@@ -34,12 +36,11 @@ from pipelines.serving.pair_products import (
     raster_files,
     write_stac,
 )
-from pipelines.serving.pair_view import ROLES, PairView, open_pair
-from pipelines.serving.predict import MODES, Predictor, Scratch, product_path, run_facts, told
-from pipelines.tasks import change_of
+from pipelines.serving.pair_view import ROLES, STRIP, PairView, aligned_pair, open_pair, require_bands
+from pipelines.serving.predict import MODES, Predictor, Scratch, run_facts, told
+from pipelines.serving.products import product_path
+from pipelines.tasks import build_task, change_of
 from pipelines.tasks.change import Change
-
-STRIP = 4096  # columns of a scene made at a time: memory does not grow with its width
 
 
 def predict_pair(
@@ -58,7 +59,7 @@ def predict_pair(
     stem = (output / bundle.title) / case.id
     view = open_pair(case.files, task.comparison)
     try:
-        require_disk(output, disk_bytes(view.grid, task))
+        require_disk(output, disk_bytes(view.grid, task) + predicted_scratch(bundle, case, predictor.mode))
         area = CellArea(view.grid)
         notes = rasters(predictor, task, view, stem, Scratch(folder=output / STATE / "stream", key=key), progress)
         made = measure(stem, task, bundle, case, area)
@@ -87,8 +88,19 @@ def predict_pair(
         group=case.group,
         run={**run, "seconds": round(time.perf_counter() - started, 3)},
     )
-    report.save(product_path(output, bundle, case.id, ".json"))
+    report.save(product_path(output, bundle, case, ".json"))
     return report
+
+
+def headers(bundle: Bundle, case: Case) -> tuple[int, int]:
+    """Cells of the ground that both dates show, and bytes of disk that the rasters of the pair take at most; no cell is
+    read. Raises InputError for a pair that cannot be compared."""
+    task = change_of(build_task(bundle.task))
+    found = aligned_pair(case.files, task.comparison)
+    for scene in found.sources:
+        scene.close()
+    require_bands(found.sources[0], bundle.preprocessing)
+    return int(np.prod(found.grid.shape, dtype=object)), disk_bytes(found.grid, task)
 
 
 def rasters(

@@ -164,6 +164,25 @@ def test_pairs_of_a_csv(tmp_path: Path) -> None:
         find_pairs(table)
 
 
+def test_a_series_is_compared_date_by_date(tmp_path: Path) -> None:
+    for name in ("a.tif", "b.tif", "c.tif", "d.tif"):
+        (tmp_path / name).touch()
+    table = tmp_path / "series.csv"
+    rows = ["south,2024-05-01,c.tif", "south,2020-05-01,a.tif", "north,2021-01-01,d.tif", "south,2022-05-01,b.tif"]
+    table.write_text("\n".join(["place,date,scene", *rows]))
+    told = [(p.id, p.before.name, p.after.name, p.date_after) for p in find_pairs(table)]
+    assert told == [
+        ("south_2020-05-01_2022-05-01", "a.tif", "b.tif", "2022-05-01"),
+        ("south_2022-05-01_2024-05-01", "b.tif", "c.tif", "2024-05-01"),
+    ]
+    table.write_text("\n".join(["place,date,scene", *rows, "south,2020-05-01,d.tif"]))
+    with pytest.raises(ConfigError, match="two scenes of one date at south"):
+        find_pairs(table)
+    table.write_text("place,date,scene\nsouth,,x.tif")
+    with pytest.raises(ConfigError, match=r"line 2: date is empty; line 2: .*x\.tif does not exist"):
+        find_pairs(table)
+
+
 def test_pairs_of_a_folder(tmp_path: Path) -> None:
     for room in ("A", "B"):
         (tmp_path / room).mkdir()

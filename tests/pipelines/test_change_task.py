@@ -27,7 +27,7 @@ from pipelines.serving.predict import Predictor
 from pipelines.serving.predict_pair import predict_pair
 from pipelines.tasks import TASKS, build_task
 from pipelines.tasks.change import BinaryChange, Comparison, SemanticChange, probability
-from pipelines.tracking import checks_of
+from pipelines.tracking import checks_of, reliability_of
 from tests.ways.tiny_pair import DIFFERENCE, Difference, changed, ground, make_bundle, truth
 
 NETWORK = {"widths": [8], "depths": [1], "mixer": "none"}
@@ -186,7 +186,10 @@ def test_binary_training_ends_with_a_bundle_that_production_runs(levir: Path, tm
     assert report.numbers["areas"]["changed"] == pytest.approx(truth().sum(), rel=0.3)
     page = (tmp_path / "products" / bundle.title / "one_page.html").read_text()
     assert "Reliability on held-out pairs" in page
-    assert checks_of(bundle) == logged[2]  # what MLflow shows of a registered model
+    assert checks_of(bundle) == logged[2] | {"threshold": bundle.task["threshold"]}  # what MLflow shows of this model
+    diagram = reliability_of(bundle)
+    assert diagram == sorted(diagram)
+    assert diagram[0][1] < 0.1 < 0.7 < diagram[-1][1]  # what is said to be unchanged is, what is said to change does
 
 
 def test_semantic_training_from_second_as_downloaded(second: Path, tmp_path: Path) -> None:

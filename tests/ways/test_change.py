@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +20,36 @@ from PIL import Image as Picture
 from pyproj import Transformer
 from rasterio.warp import Resampling, reproject
 from rio_cogeo import cog_validate
-from torch import nn
+from typer.testing import CliRunner
 
 from flows import batch
 from flows.batch import ASIDE, WELL, run_batch
+from flows.cli import app
 from flows.work import run_in_order
 from medmamba.bundle import Bundle
 from medmamba.errors import ConfigError, InputError
 from pipelines.domains import domain_of
+from pipelines.layouts.change import read_layout
 from pipelines.networks import NETWORKS
 from pipelines.report import Report
+from pipelines.scoring.change_files import evaluate_maps
+from pipelines.serving.forecast import forecast
 from pipelines.serving.predict import Predictor
 from tests.geo.maker import transform, write_tif
 from tests.geo.test_stac import offline
-from tests.ways.tiny_pair import CLASSES, DIFFERENCE, Difference, changed, ground, make_bundle, truth, write_pair
+from tests.ways.tiny_pair import (
+    CLASSES,
+    DIFFERENCE,
+    Difference,
+    changed,
+    ground,
+    make_bundle,
+    truth,
+    write_pair,
+    write_safe,
+)
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 CELL_HA = 0.01  # 10 m x 10 m in the plane
 SCALE = 1.0006  # of UTM off its central meridian here: true areas are that much larger or smaller
 
@@ -152,6 +170,37 @@ def test_other_crs_offset_grid_missing_cells_and_season(tmp_path: Path) -> None:
     assert report.numbers["alignment"]["warps"][1]["resampling"] == "bilinear"
 
 
+def test_two_sentinel_products_of_two_baselines_with_clouds(tmp_path: Path) -> None:
+    """Whole folders in: the offset of the newer baseline is no change, clouds are not observed, told in hectares."""
+    earlier, later = (np.concatenate([s, s[:1]]).astype(np.uint16) * 15 for s in (ground(), changed(ground())))
+    clear = np.full((48, 60), 4, np.uint8)
+    cloudy, lost = clear.copy(), clear.copy()
+    cloudy[:10, 30:], lost[40:, :10] = 9, 0  # cloud over 20 x 60 cells, no data in 16 x 20
+    made = (
+        ("S2A_one.SAFE", earlier, cloudy, "2020-06-01", "03.01"),
+        ("S2B_two.SAFE", later, lost, "2024-06-01", "05.09"),
+    )
+    files = [write_safe(tmp_path / n, dn, scl, date=date, baseline=base) for n, dn, scl, date, base in made]
+    bundle = make_bundle(tmp_path / "bundle", bands=4, shift=0.19, scale=0.1)
+    report = run(bundle, files, tmp_path / "out")
+    folder = tmp_path / "out" / bundle.title
+    found = codes(folder / "S2A_one-S2B_two_change.tif")
+    expected = truth().astype(np.uint8)
+    expected[:20, 60:], expected[80:, :20] = 254, 255
+    assert np.array_equal(found, expected)
+    told = report.numbers["observability"]
+    assert told["not_observable"] == pytest.approx(20 * 60 * CELL_HA, rel=2 * (SCALE - 1))
+    assert told["nodata"] == pytest.approx(16 * 20 * CELL_HA, rel=2 * (SCALE - 1))
+    assert report.numbers["areas"]["not observed"] == pytest.approx(told["not_observable"] + told["nodata"], rel=1e-9)
+    assert report.numbers["clouds"] == {"before": "SCL", "after": "SCL"}
+    assert {b["used"] for b in report.numbers["normalisation"]["bands"]} == {True}
+    assert any("baseline 05.09" in warning for warning in report.warnings)
+    item = json.loads((folder / "S2A_one-S2B_two_stac.json").read_text())
+    assert item["properties"]["start_datetime"].startswith("2020-06-01T10:00:00")
+    rows = geopandas.read_parquet(folder / "S2A_one-S2B_two_polygons.parquet")
+    assert rows.cells.sum() == (expected == 1).sum()
+
+
 def test_pictures_without_georeference_work_and_say_so(tmp_path: Path) -> None:
     files = []
     for name, scene in (("x.png", ground()), ("y.png", changed(ground()))):
@@ -213,39 +262,38 @@ def test_a_batch_sets_unfit_pairs_aside_and_a_rerun_finds_nothing_due(
     assert "1 due" in said[0]
 
 
-def test_an_interrupted_scene_goes_on_behind_its_last_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = make_bundle(tmp_path / "bundle", window=32)
-    pair = list(write_pair(tmp_path))
-    run(bundle, pair, tmp_path / "whole")
-    seen = 0
-
-    class Dying(Difference):
-        def forward(self, x: Any) -> Any:
-            nonlocal seen
-            seen += 1
-            if seen == 25:  # of 5 rows of 7 windows: in the fourth row
-                raise KeyboardInterrupt
-            return super().forward(x)
-
-    monkeypatch.setitem(NETWORKS, DIFFERENCE, Dying)
-    with pytest.raises(KeyboardInterrupt):
-        run(bundle, pair, tmp_path / "cut")
-    assert not list((tmp_path / "cut" / bundle.title).glob("*.tif"))  # no half raster under a final name
-    first, seen = seen, 100
-    report = run(bundle, pair, tmp_path / "cut")
-    assert report.run["taken_over"] >= 7
-    assert seen - 100 < 35 - first // 7 * 7 + 8  # finished rows of windows were not computed again
-    for name in ("a_change.tif", "a_confidence.tif", "a_polygons.gpkg", "a_polygons.parquet", "a_areas.csv"):
-        whole, cut = ((tmp_path / place / bundle.title / name).read_bytes() for place in ("whole", "cut"))
-        assert whole == cut, name
+def test_killed_inside_a_scene_it_goes_on_behind_its_last_rows(tmp_path: Path) -> None:
+    kills = [17, 34]  # of 5 rows of 7 windows: in the third and in the last row
+    arguments = [sys.executable, "-m", "tests.ways.kill_pair_driver", str(tmp_path), "0", *map(str, kills)]
+    done = subprocess.run(arguments, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    whole, *broken = json.loads(done.stdout)
+    assert (whole["signal"], whole["windows"]) == (0, 35)
+    (folder,) = (tmp_path / "out0").glob("pairs-*")
+    names = [p.name for p in folder.iterdir() if p.suffix in (".tif", ".gpkg", ".parquet", ".csv", ".png")]
+    assert len(names) == 6
+    for kill in broken:
+        assert (kill["signal"], kill["again"]) == (signal.SIGKILL, 0)
+        assert not [name for name in kill["left"] if not name.startswith(".")]  # no half product under a final name
+        finished = (kill["n"] - 1) // 7  # rows of windows; those that reach into the next one are computed again
+        assert kill["windows"] <= 35 - 7 * max(finished - 1, 0), kill
+        for name in names:
+            again = tmp_path / f"out{kill['n']}" / folder.name / name
+            assert again.read_bytes() == (folder / name).read_bytes(), (kill, name)
 
 
-def test_a_bundle_of_another_task_is_refused(tmp_path: Path) -> None:
+def test_more_dates_are_compared_one_with_the_next(tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path / "bundle")
-    domain = domain_of(bundle.task)
-    with pytest.raises(ConfigError, match="3 files given, the bundle compares two dates"):
-        domain.cases_of([Path("a"), Path("b"), Path("c")], bundle.preprocessing.roles, output=tmp_path / "out")
-    assert isinstance(Predictor.load(bundle, device="cpu").network, nn.Module)
+    scenes = {"y2020": ground(), "y2022": changed(ground()), "y2024": changed(ground())}
+    files = [write_tif(tmp_path / f"{name}.tif", scene) for name, scene in scenes.items()]
+    arguments = ["predict", *map(str, files), "--bundle", str(bundle.folder), "--output", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    folder = tmp_path / "out" / bundle.title
+    found = [int((codes(folder / f"{name}_change.tif") == 1).sum()) for name in ("y2020-y2022", "y2022-y2024")]
+    assert found == [truth().sum(), 0]
+    with pytest.raises(ConfigError, match="a-b would have the same name"):
+        domain_of(bundle.task).cases_of([Path("a"), Path("b"), Path("x/a"), Path("x/b")], (), output=tmp_path / "out")
 
 
 def test_real_scenes_of_other_grids_and_broken_rasters(
@@ -296,3 +344,47 @@ def test_real_scenes_of_other_grids_and_broken_rasters(
     assert told["not observed"] > 0
     assert told["changed"] == pytest.approx(cells * 0.300038 * 0.300042 * 100, rel=0.01)  # ha a cell in the plane
     pystac.Item.from_file(folder / "crop_stac.json").validate(validator=offline())
+
+
+def test_a_batch_of_pairs_is_told_before_it_runs(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    before, after = write_pair(tmp_path)
+    far = write_tif(tmp_path / "far.tif", ground(1), transform=transform(x=900_000.0))
+    one = write_tif(tmp_path / "one.tif", ground()[:1])
+    both = write_tif(tmp_path / "both.tif", ground()[:1])
+    lines = [f"good,{before},{after}", f"far,{before},{far}", f"unlike,{before},{one}", f"grey,{one},{both}"]
+    (tmp_path / "pairs.csv").write_text("\n".join(["id,before,after", *lines]))
+    arguments = ["plan", str(tmp_path / "pairs.csv"), "--bundle", str(bundle.folder), "--output", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert "4 cases: 1 can run, 3 will be refused" in done.output
+    assert "time: unknown" in done.output
+    for refused in ("far: no_overlap", "unlike: wrong_channels", "grey: wrong_channels"):
+        assert refused in done.output
+    report = run(bundle, [before, after], tmp_path / "out")
+    written = sum(facts["size"] for facts in report.outputs.values())
+    cases = domain_of(bundle.task).cases_of([before, after], (), output=tmp_path / "out")
+    told = forecast(cases, bundle, tmp_path / "out", memory=2**30)
+    assert told.disk == pytest.approx(written, rel=0.01)  # as long as the pair before it
+    assert told.seconds == pytest.approx(report.run["seconds"])
+
+
+def test_maps_of_a_batch_are_scored_against_a_data_set(tmp_path: Path) -> None:
+    scenes = {"A": ground(), "B": changed(ground()), "label": np.where(truth(), 255, 0)[None].repeat(3, 0)}
+    for folder, scene in scenes.items():
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        for name in ("test_1_0_0.png", "test_2_0_0.png"):
+            Picture.fromarray(np.moveaxis(scene, 0, -1).astype(np.uint8)).save(tmp_path / "set" / folder / name)
+    bundle = make_bundle(tmp_path / "bundle")
+    domain, predictor = domain_of(bundle.task), Predictor.load(bundle, device="cpu")
+    for case in domain.cases_of([tmp_path / "set"], (), output=tmp_path / "out"):
+        domain.predict(predictor, case, tmp_path / "out", None)
+    results = tmp_path / "out" / bundle.title
+    arguments = ["evaluate", str(tmp_path / "set"), str(results), "--output", str(tmp_path / "scores")]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert "binary, 2 pairs of 2 scenes" in done.output
+    told = json.loads((tmp_path / "scores/change_evaluation.json").read_text())["binary"]
+    assert told["figures"]["f1"] == 1.0
+    assert told["matrix"] == [[2 * int((~truth()).sum()), 0], [0, 2 * int(truth().sum())]]
+    (results / "test_2_0_0_change.tif").unlink()
+    with pytest.raises(ConfigError, match="1 of 2 pairs without a map\n  test__test_2_0_0"):
+        evaluate_maps(read_layout(tmp_path / "set"), results)

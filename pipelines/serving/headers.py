@@ -1,0 +1,28 @@
+"""What the headers of a volume's files tell before a voxel is read: whether the bundle takes them, cells, disk."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from medmamba.bundle import Bundle
+from medmamba.errors import InputError
+from pipelines.cases.case import Case
+from pipelines.cases.formats import open_source
+
+AT_MOST = 6.0  # bytes a voxel of products on disk, as `predict` asks for before it starts a case
+
+
+def headers(bundle: Bundle, case: Case) -> tuple[int, int]:
+    """Cells of the case's grid, and bytes of disk that its products take at most. Raises InputError, OSError."""
+    contract = bundle.preprocessing
+    present = contract.present(case.files)
+    sources = {role: open_source(case.files[role]) for role in present}
+    first = sources[present[0]].grid
+    for channel in (c for c in contract.channels if c.role in present):
+        source = sources[channel.role]
+        if channel.volume is None and len(source.channels) != 1:
+            raise InputError("wrong_channels", f"{source.path}: {len(source.channels)} channels, 1 is wanted")
+        if not source.grid.matches(first):
+            raise InputError("grid_mismatch", f"{source.path}: another grid than role {present[0]!r}")
+    voxels = int(np.prod(first.shape, dtype=object))
+    return voxels, round(voxels * AT_MOST)
