@@ -129,7 +129,8 @@ class Preprocessing:
                 raise InputError(
                     "wrong_channels",
                     f"role {channel.role!r}: shape {source.grid.shape} with {len(source.channels)} channels; "
-                    f"the bundle wants rank {len(self.windowing.size)} with 1 channel",
+                    f"the bundle wants rank {len(self.windowing.size)} with 1 channel; one volume of a file is named "
+                    "FILE/volume=0",
                 )
             if not source.grid.matches(first):
                 raise InputError(

@@ -50,9 +50,12 @@ class Report:
     run: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Atomically; BIDS names `Sources` and `GeneratedBy` are added for tools that look for them."""
+        """Atomically; what BIDS wants of a sidecar is added for tools that look for it: `Sources`, `GeneratedBy`, for
+        inputs with a `uri` in their data set also that the labels lie on the grid of the first."""
         values = asdict(self)
-        values["Sources"] = [v["path"] for v in self.inputs.values()]
+        values["Sources"] = [v.get("uri", v["path"]) for v in self.inputs.values()]
+        if uris := [v["uri"] for v in self.inputs.values() if "uri" in v]:
+            values |= {"SpatialReference": uris[0], "Manual": False}
         values["GeneratedBy"] = [{"Name": "medmamba", "Version": version("medmamba")}]
         write_json(path, values)
 

@@ -16,12 +16,12 @@ from medmamba.errors import REASON_CODES, ConfigError, InputError
 from medmamba.files import hash_file
 from pipelines.cases.case import Case, safe_id
 from pipelines.cases.contents import content_hash, printable
-from pipelines.cases.formats import images_of, parts_of, stem_of, suffix_of
+from pipelines.cases.formats import images_of, parts_of, spread, stem_of, suffix_of
 from pipelines.cases.manifest import layout_of, read_manifest
 from pipelines.cases.state import STATE, Index, read_attempt
 from pipelines.cases.walk import Walk, walk
 from pipelines.report import Report, case_key
-from pipelines.serving.predict import product_path
+from pipelines.serving.products import product_path
 
 NUMBERED = re.compile(r"(.+)_(\d{4})")
 TABLES = (".csv", ".tsv", ".json")
@@ -71,7 +71,8 @@ def find(
 ) -> Found:
     """The cases of a folder, a table, a data set (nnU-Net, BIDS, MONAI list) or a single file, for `roles` of a bundle.
 
-    In a folder a file is a case; for a bundle of several roles `X_0000`, `X_0001` ... are the roles of case X in order.
+    In a folder a file is a case; for a bundle of several roles `X_0000`, `X_0001` ... are the roles of case X in order,
+    and so are the volumes of a 4D file that has as many.
     A case with a file changed less than `settle` seconds before `now` waits. Raises ConfigError.
     """
     require_apart(source, output)
@@ -90,7 +91,8 @@ def find(
 
 
 def cases_of(files: Sequence[Path], roles: Sequence[str], *, output: Path) -> list[Case]:
-    """The one case that `files` are, in the order of `roles`; or every case of a folder or zip given alone.
+    """The one case that `files` are, in the order of `roles` (or one 4D file with a volume a role); or every case of a
+    folder or zip given alone.
 
     Raises ConfigError when the number of files does not fit or the folder holds no case.
     """
@@ -99,9 +101,10 @@ def cases_of(files: Sequence[Path], roles: Sequence[str], *, output: Path) -> li
         if not found:
             raise ConfigError(f"{files[0]}: holds no image that a reader knows")
         return found
-    if len(files) != len(roles):
+    given = spread(dict(zip(roles, files, strict=False)), roles)
+    if len(given) != len(roles) or len(files) > len(roles):
         raise ConfigError(f"{len(files)} files given, the bundle wants {len(roles)}: {', '.join(roles)}")
-    return [Case(id=safe_id(stem_of(files[0])), files=dict(zip(roles, files, strict=True)))]
+    return [Case(id=safe_id(stem_of(files[0])), files=given)]
 
 
 def require_apart(source: Path, output: Path) -> None:
@@ -141,7 +144,7 @@ def _group(root: Path, seen: Walk, roles: Sequence[str]) -> list[Case]:
         ):  # every one of them, so that no arrival renames another's product
             digest = hashlib.sha256(os.fsencode(stem + suffix)).hexdigest()[:8]
             names[stem, suffix] = f"{name}-{digest}"
-    return [Case(id=names[place], files=files) for place, files in groups.items()]
+    return [Case(id=names[place], files=spread(files, roles)) for place, files in groups.items()]
 
 
 def _role(stem: str, roles: Sequence[str]) -> tuple[str, str]:
@@ -240,19 +243,19 @@ def _place(
     item: Item, bundle: Bundle, output: Path, retry: str | None, verify: bool, older: Sequence[Path]
 ) -> tuple[str, Item]:
     case = item.case.id
-    report_path = product_path(output, bundle, case, ".json")
+    folder, report_path = output / bundle.title, product_path(output, bundle, item.case, ".json")
     report = Report.load(report_path)
     attempt = read_attempt(output, bundle.title, case)
     untouched = attempt is None or attempt.key == item.key  # else a process died while it replaced these products
-    if report and report.key == item.key and untouched and whole(report, report_path.parent, verify):
+    if report and report.key == item.key and untouched and whole(report, folder, verify):
         return "done", replace(item, report=report)
     record = Report.load(set_aside_path(output, bundle, case))
     if record and record.status == "set_aside" and record.key == item.key and retry not in ("all", record.code):
         return "set_aside", replace(item, report=record)
     if record is None or record.key != item.key:
-        for folder in older:
-            past = Report.load(folder / report_path.name)
-            if past and _same_contents(past, item) and whole(past, folder, verify):
+        for other in older:
+            past = Report.load(other / report_path.relative_to(folder))
+            if past and _same_contents(past, item) and whole(past, other, verify):
                 return "outdated", replace(item, report=past)
     return "due", item
 

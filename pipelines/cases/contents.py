@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from medmamba.files import hash_file, hash_json
+from medmamba.formats.volume import is_volume
 from pipelines.cases.formats import parts_of
 
 
@@ -15,10 +16,11 @@ def content_hash(
     parts_of: Callable[[Path], tuple[Path, ...]] = parts_of,
 ) -> str:
     """SHA-256 of a file; of several parts the hash of their sorted hashes, so that names of slices do not matter; of
-    an image in an archive the hash of the archive and the image's name there. `hash_one` may answer from an index."""
+    an image in an archive or a volume of a file the hash of that and its name there. `hash_one` may answer from an
+    index."""
     parts = parts_of(path)
     hashes = sorted(hash_one(part) for part in parts)
-    if len(parts) == 1 and parts[0] != path:
+    if (len(parts) == 1 and parts[0] != path) or is_volume(path):
         hashes.append(path.name)
     return hashes[0] if len(hashes) == 1 else hash_json(hashes)
 

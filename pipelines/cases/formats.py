@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from medmamba.errors import InputError
 from medmamba.formats import FORMATS, Format
+from medmamba.formats.volume import VolumeSource, is_volume, volumes
 from medmamba.grid import Grid
 from medmamba.source import FileSource, whole_labels
 
@@ -33,7 +35,10 @@ def reader_of(path: Path) -> Format | None:
 
 
 def open_source(path: Path) -> FileSource:
-    """A Source for `path`: grid at once, values lazily. Raises InputError; `unsupported_format` names what is known."""
+    """A Source for `path` (or one volume of it, `FILE/volume=N`): grid at once, values lazily. Raises InputError;
+    `unsupported_format` names what is known."""
+    if is_volume(path):
+        return VolumeSource(path, open_source(path.parent))
     reader = reader_of(path)
     if reader is None:
         known = "; ".join(f"{r.title} ({', '.join(r.suffixes)})" for r in FORMATS.values())
@@ -50,6 +55,7 @@ def read_labels(path: Path) -> tuple[np.ndarray, Grid]:
 
 def parts_of(path: Path) -> tuple[Path, ...]:
     """All files that hold the image `path`: itself, the halves of a pair, the slices of a series."""
+    path = path.parent if is_volume(path) else path
     reader = reader_of(path)
     return reader.parts(path) if reader else (path,)
 
@@ -61,6 +67,20 @@ def images_of(path: Path) -> tuple[Path, ...]:
         return reader.images(path) if reader else (path,)
     except OSError:
         return (path,)  # opening it says why
+
+
+def spread(files: Mapping[str, Path], roles: Sequence[str]) -> dict[str, Path]:
+    """The files of a case by role; of a case with one file for several roles its volumes, where it has as many."""
+    if len(files) == 1 < len(roles):
+        path = next(iter(files.values()))
+        try:
+            source = open_source(path)
+        except (InputError, OSError):  # opening it again says why
+            return dict(files)
+        source.close()
+        if len(source.channels) == len(roles):
+            return dict(zip(roles, volumes(path, len(roles)), strict=True))
+    return dict(files)
 
 
 def stem_of(path: Path) -> str:

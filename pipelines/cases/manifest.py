@@ -36,7 +36,7 @@ def layout_of(place: Path) -> str | None:
 def read_dataset(place: Path) -> Dataset | None:
     """The data set of a folder or list in a layout we know, else None. Raises ConfigError for one that is damaged."""
     name = layout_of(place)
-    return None if name is None else LAYOUTS[name][1](place)
+    return None if name is None else LAYOUTS[name][1](place.absolute())
 
 
 def read_rows(place: Path, roles: Sequence[str] | None = None) -> list[Row]:
@@ -89,7 +89,8 @@ def read_manifest(path: Path, roles: Sequence[str]) -> tuple[list[Case], list[st
             faults.append(f"line {number}: case {label!r} (written {identity!r}) stands there twice")
         else:
             dates = {role: row["date"] for role in files if row.get("date")}
-            cases[identity] = Case(id=identity, files=files, group=row.get("group", ""), dates=dates)
+            named = {"products": row["products"]} if dataset is not None and "products" in row else {}
+            cases[identity] = Case(id=identity, files=files, group=row.get("group", ""), dates=dates, **named)
     if faults:
         raise ConfigError(f"{path}: " + "; ".join(faults) + ". Correct the table")
     return list(cases.values()), [c for c in header if c not in (*used, *OTHER, name)]

@@ -1,19 +1,24 @@
 """BIDS: images by suffix and entities, labels from `derivatives`, site from participants.tsv; and our own products
-described as a derivative data set."""
+named and described as a derivative data set: `sub-01/ses-2/anat/sub-01_ses-2_space-orig_desc-<bundle>_dseg.nii.gz`."""
 
 from __future__ import annotations
 
 import colorsys
+import os
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from medmamba.files import write_bytes, write_json
+from pipelines.cases.case import safe_id
+from pipelines.cases.walk import is_product
 from pipelines.layouts.dataset import Dataset, Row, read_json
 
 BIDS_VERSION = "1.10.0"
 ENDINGS = (".nii.gz", ".nii")
 DERIVED = ("space", "desc", "label", "res", "den", "seg", "atlas")  # entities that a derivative may add
 LABEL_SUFFIXES = ("dseg", "mask")
+NOT_BIDS = ("report.html", "set_aside/", "**/*.png", "**/*_dseg.dcm", "**/*_disagreement.nii.gz")  # beside it, ours
 
 
 def knows(place: Path) -> bool:
@@ -25,7 +30,8 @@ def knows(place: Path) -> bool:
 def read(place: Path) -> Dataset:
     """Every image below `sub-*`: the case is its entities, the role its suffix (T1w, FLAIR, ct), the group its subject.
 
-    A label is the `_dseg` (or `_mask`) of a derivative with the same entities, but for those a derivative adds."""
+    A label is the `_dseg` (or `_mask`) of a derivative with the same entities, but for those a derivative adds; never
+    one that we predicted."""
     rows: dict[str, Row] = {}
     roles: list[str] = []
     for path in _files(place, "sub-*"):
@@ -33,7 +39,9 @@ def read(place: Path) -> Dataset:
         if "sub" not in entities or suffix in LABEL_SUFFIXES:
             continue
         case = _name(entities)
-        row = rows.setdefault(case, {"case": case, "group": f"sub-{entities['sub']}"})
+        folder = [safe_id(part) for part in path.parent.relative_to(place).parts]
+        products = "/".join([*folder, f"{safe_id(case)}_space-orig_desc-{{maker}}_{{suffix}}"])
+        row = rows.setdefault(case, {"case": case, "group": f"sub-{entities['sub']}", "products": products})
         row[suffix] = str(path)
         roles += [suffix] if suffix not in roles else []
     sites = participants(place)
@@ -41,7 +49,8 @@ def read(place: Path) -> Dataset:
     for path in _files(place / "derivatives", "*"):
         entities, suffix = parse(path)
         case = _name({k: v for k, v in entities.items() if k not in DERIVED})
-        if suffix in LABEL_SUFFIXES and case in rows and (suffix == "dseg" or "label" not in rows[case]):
+        wanted = suffix in LABEL_SUFFIXES and case in rows and (suffix == "dseg" or "label" not in rows[case])
+        if wanted and not is_product(path):
             rows[case]["label"] = str(path)
             labels |= names_beside(path)
     for row in rows.values():
@@ -80,18 +89,32 @@ def names_beside(path: Path) -> dict[int, str]:
     return {int(r["index"]): r["name"] for r in rows if int(r["index"]) > 0}
 
 
-def describe(folder: Path, *, bundle: str, source: str, names: dict[int, str]) -> None:
-    """Makes a folder of products a BIDS derivative: `dataset_description.json`, `dseg.tsv` (index, name, colour)."""
-    write_json(
-        folder / "dataset_description.json",
-        {
-            "Name": f"Segmentations by {bundle}",
-            "BIDSVersion": BIDS_VERSION,
-            "DatasetType": "derivative",
-            "GeneratedBy": [{"Name": "medmamba", "Version": version("medmamba"), "Description": f"bundle {bundle}"}],
-            "SourceDatasets": [{"URL": source}],
-        },
-    )
+def original(stem: str) -> str:
+    """The entities of the image behind a derivative: sub-01_space-orig_desc-x -> sub-01; other names as they are."""
+    pairs = [pair for pair in stem.split("_") if pair.partition("-")[0] not in DERIVED]
+    return "_".join(pairs) if stem.startswith("sub-") else stem
+
+
+def source_uri(path: Path, products: str) -> dict[str, str]:
+    """{"uri": what a derivative calls an input of its case}; {} for a case that no BIDS data set names."""
+    depth = products.count("/")
+    return {"uri": "bids:raw:" + "/".join(path.parts[-depth - 1 :])} if depth else {}
+
+
+def describe(folder: Path, *, bundle: str, source: Path, names: dict[int, str]) -> None:
+    """Makes a folder of products a BIDS derivative of what lies in `source`: `dataset_description.json`, `dseg.tsv`
+    (index, name, colour); for a BIDS data set also the way back to it, and `.bidsignore` for what is ours alone."""
+    values: dict[str, Any] = {
+        "Name": f"Segmentations by {bundle}",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "medmamba", "Version": version("medmamba"), "Description": f"bundle {bundle}"}],
+        "SourceDatasets": [{"URL": source.resolve().as_uri()}],
+    }
+    if source.is_dir() and knows(source):
+        values["DatasetLinks"] = {"raw": Path(os.path.relpath(source.resolve(), folder.resolve())).as_posix()}
+        write_bytes(folder / ".bidsignore", "".join(f"{line}\n" for line in NOT_BIDS).encode())
+    write_json(folder / "dataset_description.json", values)
     lines = ["index\tname\tcolor", *(f"{value}\t{_cell(name)}\t{colour(value)}" for value, name in names.items())]
     write_bytes(folder / "dseg.tsv", ("\n".join(lines) + "\n").encode())
 

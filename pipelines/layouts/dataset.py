@@ -12,12 +12,13 @@ from typing import Any
 from medmamba.errors import ConfigError
 
 Row = dict[str, str]
-FIXED = ("case", "label", "group", "site", "split", "fold", "date")
+FIXED = ("case", "label", "group", "site", "split", "fold", "date", "products")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """`rows`: `case`, `group`, `split`, `site`, `label` and a column for each of `roles`, paths absolute.
+    """`rows`: `case`, `group`, `split`, `site`, `label` and a column for each of `roles`, paths absolute; `products`
+    how users of the layout expect results to be named (`Case.products`).
 
     `labels` value -> name as the user counts them (gaps allowed), `regions` name -> values where labels overlap, and
     the value that each region is `written` as, `ignore` the value that was not annotated, `folds` the ids held out in

@@ -1,4 +1,8 @@
-"""MONAI's data list (also the dataset.json of the Medical Segmentation Decathlon): entries of image, label, fold."""
+"""MONAI's data list (also the dataset.json of the Medical Segmentation Decathlon): entries of image, label, fold.
+
+An image may be a list, a file a channel; where several channels are named and an entry has one file, they are its
+volumes (the 4D files of the Decathlon's brains and prostates).
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medmamba.formats.volume import volumes
 from pipelines.cases.case import safe_id
-from pipelines.cases.formats import stem_of
+from pipelines.cases.formats import parts_of, stem_of
 from pipelines.layouts.dataset import Dataset, Row, read_json, with_folds
 
 PARTS = {"training": "", "validation": "validation", "testing": "test", "test": "test", "datalist": ""}
@@ -26,6 +31,9 @@ def read(place: Path) -> Dataset:
     named = values.get("channel_names") or values.get("modality") or {}
     many = max((len(_listed(e.get("image"))) for _, e in entries), default=1)
     roles = tuple(str(v) for v in named.values()) if isinstance(named, dict) and len(named) == many else ()
+    if isinstance(named, dict) and many == 1 < len(named):  # the Decathlon: the volumes of one file
+        roles = tuple(str(v) for v in named.values())
+        entries = [(part, {**e, "image": [*volumes(Path(_listed(e["image"])[0]), len(roles))]}) for part, e in entries]
     roles = roles or (("image",) if many == 1 else tuple(f"image_{i}" for i in range(many)))
     rows = tuple(_row(root, part, entry, roles) for part, entry in entries)
     held: dict[int, list[str]] = {}
@@ -54,7 +62,8 @@ def _entries(place: Path) -> tuple[Mapping[str, Any], list[tuple[str, Mapping[st
 
 def _row(root: Path, part: str, entry: Mapping[str, Any], roles: Sequence[str]) -> Row:
     images = _listed(entry["image"])
-    row = {"case": safe_id(str(entry.get("id") or entry.get("case") or stem_of(Path(images[0]))))}
+    first = Path(images[0])
+    row = {"case": safe_id(str(entry.get("id") or entry.get("case") or stem_of(parts_of(first)[0])))}
     row |= {role: str(root / path) for role, path in zip(roles, images)}
     row |= {"label": str(root / str(entry["label"]))} if entry.get("label") else {}
     row |= {"split": PARTS[part]} if PARTS[part] else {}

@@ -194,6 +194,11 @@ def _robust_z(reports: list[Report]) -> dict[int, dict[str, float]]:
 def provenance(reports: list[Report]) -> list[tuple[str, str]]:
     """Rows (what, values): each distinct value once, with its number of cases when there is more than one."""
     rows = [("bundle", _distinct([f"{r.bundle.get('name', '?')} {r.bundle.get('id', '?')}" for r in reports]))]
+    ceilings = [
+        _ceiling_text(r.numbers["interpolation_ceiling"]) for r in reports if "interpolation_ceiling" in r.numbers
+    ]
+    if ceilings:
+        rows.append(("Dice an ideal prediction would have", _distinct(ceilings)))
     wanted = {"code": "code version", "torch": "torch", "python": "Python", "system": "system", "device": "device"}
     for key, words in wanted.items():
         values = [str(r.run[key]) for r in reports if r.run.get(key)]
@@ -236,10 +241,11 @@ def _card(folder: Path, report: Report, suspicion: Suspicion, place: int, with_v
     picture = None
     if place < ALL_PICTURES:
         width, quality = LARGE if place < LARGE_PICTURES else SMALL
-        names = [Path(n).name for n in report.outputs if n.endswith(".png")]
-        picture = picture_uri(folder / names[0], width, quality) if names else None
+        pictures = _lying_in(folder, report, ".png")
+        picture = picture_uri(pictures[0], width, quality) if pictures else None
     names_of = {int(value): str(row["name"]) for value, row in _labels(report).items()}
-    labels = [folder / Path(n).name for n in report.outputs if n.endswith(".nii.gz")]
+    labels = _lying_in(folder, report, ".nii.gz")
+    ceiling = report.numbers.get("interpolation_ceiling", {})
     return {
         "case": report.case,
         "view": labels_view(labels[0], names_of) if with_view and labels else None,
@@ -247,7 +253,7 @@ def _card(folder: Path, report: Report, suspicion: Suspicion, place: int, with_v
         "points": f"{suspicion.points:.1f}",
         "high": suspicion.points >= NOTABLE,
         "reasons": suspicion.reasons,
-        "labels": [_label_row(row) for row in _labels(report).values()],
+        "labels": [_label_row(row, ceiling.get(value)) for value, row in _labels(report).items()],
         "picture": picture,
         "picture_left_out": place >= ALL_PICTURES,
         "grid": _grid_text(report.grid),
@@ -260,12 +266,19 @@ def _card(folder: Path, report: Report, suspicion: Suspicion, place: int, with_v
     }
 
 
-def _label_row(row: Mapping[str, Any]) -> dict[str, str]:
+def _lying_in(folder: Path, report: Report, ending: str) -> list[Path]:
+    """The products of a report with that ending; none that lies elsewhere, whatever the report says."""
+    names = [Path(name) for name in report.outputs if name.endswith(ending)]
+    return [folder / name for name in names if not name.is_absolute() and ".." not in name.parts]
+
+
+def _label_row(row: Mapping[str, Any], ceiling: Mapping[str, Any] | None) -> dict[str, str]:
     mean, std = row.get("intensity_mean"), row.get("intensity_std")
     intensity = "–" if mean is None or std is None else f"{mean:.4g} ± {std:.3g}"
     volume = f"{row['volume_ml']:.4g}" + (" ≥" if row["truncated"] else "")
     z = f"{row['volume_z']:+.1f}" if row.get("volume_z") is not None else "–"
-    return {"name": str(row["name"]), "volume": volume, "z": z, "voxels": f"{row['voxels']}", "intensity": intensity}
+    known = {"name": str(row["name"]), "volume": volume, "z": z, "voxels": f"{row['voxels']}", "intensity": intensity}
+    return known | {"ceiling": f"{ceiling['dice']:.3f}" if ceiling else "–"}
 
 
 def _aside(report: Report) -> dict[str, Any]:
@@ -290,6 +303,10 @@ def _grid_text(values: Mapping[str, Any]) -> str:
     grid = Grid(tuple(values["shape"]), values["affine"], str(values["frame"]))
     spacing = " × ".join(f"{s:.3g}" for s in grid.spacing)
     return f"{' × '.join(str(n) for n in grid.shape)} cells, spacing {spacing} ({grid.frame})"
+
+
+def _ceiling_text(ceiling: Mapping[str, Any]) -> str:
+    return "; ".join(f"{r['name']} {r['dice']:.3f} (lowest {r['lowest']:.3f}, n {r['n']})" for r in ceiling.values())
 
 
 def _distinct(values: list[str]) -> str:

@@ -23,6 +23,7 @@ from pipelines.cases.case import safe_id
 from pipelines.cases.cohort import LABEL, LabelledCase, rounded
 from pipelines.cases.formats import open_source, read_labels, stem_of, suffix_of
 from pipelines.cases.manifest import ID_COLUMNS, layout_of, read_rows
+from pipelines.layouts.bids import original
 from pipelines.scoring.metrics import KINDS, TOLERANCE_MM, Score, interval, score
 from pipelines.serving.predict import Predictor, predict_labels, segmentation_of
 from pipelines.tasks.segmentation import SUFFIX
@@ -278,8 +279,8 @@ def match(known: Iterable[Known], prediction: Path) -> list[tuple[Known, Path, P
 
 
 def case_of(path: Path) -> str:
-    """Case id of a label file: `<case>_dseg.nii.gz` or `<case>.nii.gz`."""
-    return stem_of(path).removesuffix(f"_{SUFFIX}")
+    """Case id of a label file: `<case>_dseg.nii.gz`, `<case>.nii.gz`, or as a BIDS derivative is named."""
+    return original(stem_of(path).removesuffix(f"_{SUFFIX}"))
 
 
 def all_labels(paths: Iterable[Path]) -> dict[int, str]:

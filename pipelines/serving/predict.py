@@ -18,7 +18,6 @@ from medmamba.bundle import Bundle
 from medmamba.ensemble import Disagreement
 from medmamba.errors import ConfigError, InputError
 from medmamba.files import hash_file, hash_json
-from medmamba.formats.nifti import write_labels, write_map
 from medmamba.infer import infer
 from medmamba.source import ArraySink, FileSource, Sink, Source
 from medmamba.stream import stream
@@ -28,14 +27,14 @@ from pipelines.cases.case import Case
 from pipelines.cases.contents import content_hash, printable
 from pipelines.cases.formats import open_source, parts_of
 from pipelines.cases.state import STATE
-from pipelines.learning.expected import compare
+from pipelines.layouts.bids import source_uri
 from pipelines.networks import NETWORKS
-from pipelines.pages.preview import preview_png
 from pipelines.report import Report, case_key, machine, now, peak_memory_mb
-from pipelines.serving.budget import return_large_blocks
-from pipelines.serving.dicom_out import require_seg_kind, write_dicom
-from pipelines.serving.uncertainty import DecodeSink, disagrees, map_path, tell
-from pipelines.tasks import Task, build_task, task_class
+from pipelines.serving.budget import predicted_scratch, return_large_blocks, take_large_pages
+from pipelines.serving.dicom_out import require_seg_kind
+from pipelines.serving.products import product_path, write_products
+from pipelines.serving.uncertainty import DecodeSink, disagrees
+from pipelines.tasks import Task, build_task
 from pipelines.tasks.segmentation import Segmentation
 
 
@@ -66,7 +65,9 @@ class Predictor:
         require_seg_kind(dicom_seg)
         require_mode(mode)
         return_large_blocks()
-        build = bundle.build_with_disagreement if disagrees(bundle, mode) else bundle.build
+        if mode == "windows":
+            take_large_pages()
+        build = bundle.build_with_disagreement if disagrees(bundle) else bundle.build
         network = build(NETWORKS)
         if mode == "stream":
             require_streamable(network, len(bundle.preprocessing.channels), len(bundle.preprocessing.windowing.size))
@@ -93,11 +94,6 @@ def choose_device(name: str) -> torch.device:
     if name != "auto":
         return torch.device(name)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def product_path(output: Path, bundle: Bundle, case_id: str, ending: str) -> Path:
-    """Where a product of a case lies: `<output>/<bundle name>-<id8>/<case>_dseg<ending>`, or as its task names it."""
-    return output / bundle.title / f"{case_id}_{task_class(bundle.task).suffix}{ending}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +191,8 @@ def segmentation_of(predictor: Predictor) -> Segmentation:
 def predict(
     predictor: Predictor, case: Case, output: Path, progress: Callable[[int, int], None] | None = None
 ) -> Report:
-    """Runs one case and writes `<case>_dseg.nii.gz`, for DICOM input `.dcm`, `.png` and, last, `.json` (the report);
-    of folds or mirrorings also where they disagree, `<case>_desc-disagreement_map.nii.gz`.
+    """Runs one case and writes its products (`write_products`: `<case>_dseg.nii.gz` and what lies beside it) and, last,
+    the report `<case>_dseg.json`; an input's layout may name them otherwise.
 
     Each file atomically. Raises InputError for a bad case (nothing of it is left but what was whole); other errors
     are ours.
@@ -204,60 +200,59 @@ def predict(
     started, began = time.perf_counter(), now()
     bundle = predictor.bundle
     sources = {role: open_source(path) for role, path in case.files.items()}
-    inputs = {role: told(path) for role, path in case.files.items()}
+    inputs = {role: told(path) | source_uri(path, case.products) for role, path in case.files.items()}
     key = case_key(
         {r: str(v["sha256"]) for r, v in inputs.items() if r in bundle.preprocessing.roles}, bundle, predictor.mode
     )
     first = next((sources[r] for r in bundle.preprocessing.roles if r in sources), next(iter(sources.values())))
-    check_disk(output, first)
+    check_disk(output, first, predicted_scratch(bundle, case, predictor.mode))
     scratch = Scratch(folder=output / STATE / "stream" / bundle.title / case.id, key=key)
     unsure = ArraySink(1, first.grid.shape, "uint8") if predictor.maps > bundle.classes else None
     labels, notes = predict_labels(predictor, sources, progress, scratch, unsure)
-    numbers = segmentation_of(predictor).summary(labels, first)
-    compare(numbers["labels"], labels, bundle.card.get("expected", {}))
-    if "interpolation_ceiling" in bundle.card:
-        numbers["interpolation_ceiling"] = bundle.card["interpolation_ceiling"]
-    label_path = product_path(output, bundle, case.id, ".nii.gz")
-    write_labels(label_path, labels, first, names=predictor.task.written_names)
-    written = [label_path]
-    if unsure is not None:
-        tell(numbers["labels"], labels, unsure.array[0])
-        written.append(map_path(output, bundle, case.id))
-        write_map(written[-1], unsure.array[0], first)
-    dicom, dicom_notes = write_dicom(
-        product_path(output, bundle, case.id, ".dcm"),
-        labels,
-        first,
+    made = write_products(
+        output,
         bundle,
-        predictor.task.written_names,
+        segmentation_of(predictor),
+        case,
+        first,
+        labels,
+        None if unsure is None else unsure.array[0],
         key=key,
-        kind=predictor.dicom_seg,
+        dicom_seg=predictor.dicom_seg,
     )
-    picture = product_path(output, bundle, case.id, ".png")
-    preview_png(picture, first, labels, predictor.task.written_names)
-    warnings = [*notes.pop("steps", ()), *(note for source in sources.values() for note in source.notes), *dicom_notes]
-    if missing := [role for role in bundle.preprocessing.roles if role not in sources]:
-        warnings.append(f"roles {missing} are missing; the network learned to do without and was shown 0 there")
-    extra = sorted(set(case.files) - set(bundle.preprocessing.roles))
-    if extra:
-        warnings.append(f"roles {extra} are not used by this bundle")
-    if not labels.any():
-        warnings.append("empty output: no voxel was given a label")
+    told_by_sources = dict.fromkeys(note for source in sources.values() for note in source.notes)
+    warnings = [*notes.pop("steps", ()), *told_by_sources, *made.warnings, *doubts(case, bundle, labels)]
+    folder = output / bundle.title
     report = Report(
         case=case.id,
         key=key,
         status="done",
         bundle={"name": bundle.name, "id": bundle.id},
         inputs=inputs,
-        outputs={p.name: {"size": p.stat().st_size, "sha256": hash_file(p)} for p in (*written, *dicom, picture)},
+        outputs={
+            p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": hash_file(p)} for p in made.files
+        },
         grid={"shape": list(first.grid.shape), "affine": first.grid.affine.tolist(), "frame": first.grid.frame},
-        numbers=numbers,
+        numbers=made.numbers,
         warnings=tuple(warnings),
         group=case.group,
         run=run_facts(predictor, notes, began, started),
     )
-    report.save(product_path(output, bundle, case.id, ".json"))
+    report.save(product_path(output, bundle, case, ".json"))
     return report
+
+
+def doubts(case: Case, bundle: Bundle, labels: np.ndarray) -> list[str]:
+    """What must be told of roles that lack or are too many, and of a result without a label."""
+    roles = bundle.preprocessing.roles
+    warnings = []
+    if missing := [role for role in roles if role not in case.files]:
+        warnings.append(f"roles {missing} are missing; the network learned to do without and was shown 0 there")
+    if extra := sorted(set(case.files) - set(roles)):
+        warnings.append(f"roles {extra} are not used by this bundle")
+    if not labels.any():
+        warnings.append("empty output: no voxel was given a label")
+    return warnings
 
 
 def run_facts(predictor: Predictor, notes: Mapping[str, Any], began: str, started: float) -> dict[str, Any]:
@@ -288,10 +283,10 @@ def told(path: Path, parts: Callable[[Path], tuple[Path, ...]] = parts_of) -> di
     return {"path": printable(path), "size": size, "sha256": content_hash(path, parts_of=parts)}
 
 
-def check_disk(output: Path, source: FileSource) -> None:
-    """Raises InputError("no_space") when the products (at most 6 bytes a voxel) would not fit on the disk."""
+def check_disk(output: Path, source: FileSource, scratch: int) -> None:
+    """Raises InputError("no_space") when the products (at most 6 bytes a voxel) and `scratch` would not fit."""
     output.mkdir(parents=True, exist_ok=True)
-    needed = 6 * int(np.prod(source.grid.shape)) + 2**20
+    needed = 6 * int(np.prod(source.grid.shape)) + 2**20 + scratch
     free = shutil.disk_usage(output).free
     if free < needed:
         raise InputError(

@@ -76,7 +76,8 @@ def _try(place: Workplace, item: Item, last: bool, progress: Callable[[int, int]
         begin_attempt(place.output, place.bundle.title, item.case.id, item.key)
         if item.fault is not None:
             raise item.fault
-        require_memory(item.case, domain_of(place.bundle.task).needed_bytes(place.bundle, item.case), place.memory)
+        needed = domain_of(place.bundle.task).needed_bytes(place.bundle, item.case, place.predictor.mode)
+        require_memory(item.case, needed, place.memory)
         report = predict(place.predictor, item.case, place.output, progress)
     except InputError as error:
         return set_aside(place, item, error)

@@ -7,7 +7,6 @@ file's own grid and costs one byte a voxel, whatever the number of classes or me
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,17 +17,10 @@ from medmamba.windows import Window
 from pipelines.tasks import task_class
 from pipelines.tasks.segmentation import Segmentation
 
-ENDING = "_desc-disagreement_map.nii.gz"
 
-
-def disagrees(bundle: Bundle, mode: str) -> bool:
-    """Whether a bundle has members that can disagree, and the `mode` of inference shows them."""
-    return bundle.members > 1 and mode == "windows" and issubclass(task_class(bundle.task), Segmentation)
-
-
-def map_path(output: Path, bundle: Bundle, case: str) -> Path:
-    """Where the map of a case lies."""
-    return output / bundle.title / f"{case}{ENDING}"
+def disagrees(bundle: Bundle) -> bool:
+    """Whether a bundle has members that can disagree, and its task tells how far."""
+    return bundle.members > 1 and issubclass(task_class(bundle.task), Segmentation)
 
 
 class DecodeSink:

@@ -15,12 +15,13 @@ from medmamba.errors import ConfigError
 from medmamba.files import hash_file
 from pipelines.cases import archive, state
 from pipelines.cases.archive import Plan, due, find
-from pipelines.cases.case import Case
+from pipelines.cases.case import PRODUCTS, Case
 from pipelines.cases.contents import content_hash
 from pipelines.cases.manifest import read_manifest
 from pipelines.cases.state import Index, begin_attempt, lock
+from pipelines.layouts import nnunet
 from pipelines.report import Report
-from pipelines.serving.predict import product_path
+from pipelines.serving.products import product_path
 from tests.ways.tiny import make_bundle
 
 LATER = 3600.0  # a run so long after the files were made that all have settled
@@ -49,7 +50,7 @@ def plan(cases: list[Case], bundle: Bundle, output: Path, **options: object) -> 
 
 def finish(case: Case, bundle: Bundle, output: Path) -> Report:
     """What `predict` leaves behind, with two bytes for an image."""
-    label = product_path(output, bundle, case.id, ".nii.gz")
+    label = product_path(output, bundle, case, ".nii.gz")
     touch(label)
     item = plan([case], bundle, output).due[0]
     report = Report(
@@ -58,9 +59,14 @@ def finish(case: Case, bundle: Bundle, output: Path) -> Report:
         status="done",
         bundle={},
         inputs=archive.input_facts(item),
-        outputs={label.name: {"size": label.stat().st_size, "sha256": hash_file(label)}},
+        outputs={
+            label.relative_to(output / bundle.title).as_posix(): {
+                "size": label.stat().st_size,
+                "sha256": hash_file(label),
+            }
+        },
     )
-    report.save(product_path(output, bundle, case.id, ".json"))
+    report.save(product_path(output, bundle, case, ".json"))
     return report
 
 
@@ -216,11 +222,12 @@ def test_a_listed_file_that_is_missing_is_a_fault_until_it_comes(tmp_path: Path,
     assert plan([case], bundle, tmp_path / "out").due[0].fault is None
 
 
-def test_done_while_the_products_are_whole(tmp_path: Path, bundle: Bundle) -> None:
+@pytest.mark.parametrize("products", [PRODUCTS, nnunet.PRODUCTS, "sub-a/anat/sub-a_space-orig_desc-{maker}_{suffix}"])
+def test_done_while_the_products_are_whole(products: str, tmp_path: Path, bundle: Bundle) -> None:
     touch(tmp_path / "a.nii")
-    case, output = Case(id="a", files={"ct": tmp_path / "a.nii"}), tmp_path / "out"
+    case, output = Case(id="a", files={"ct": tmp_path / "a.nii"}, products=products), tmp_path / "out"
     finish(case, bundle, output)
-    label = product_path(output, bundle, "a", ".nii.gz")
+    label = product_path(output, bundle, case, ".nii.gz")
     whole = label.read_bytes()
     assert plan([case], bundle, output).done
     label.write_bytes(whole[:-1])
@@ -268,9 +275,10 @@ def test_set_aside_until_contents_change_or_it_is_asked_for(tmp_path: Path, bund
     assert plan([case], bundle, output).due
 
 
-def test_outdated_cases_are_due_only_on_request(tmp_path: Path, bundle: Bundle) -> None:
+@pytest.mark.parametrize("products", [PRODUCTS, "sub-a/anat/sub-a_space-orig_desc-{maker}_{suffix}"])
+def test_outdated_cases_are_due_only_on_request(products: str, tmp_path: Path, bundle: Bundle) -> None:
     touch(tmp_path / "a.nii")
-    case, output = Case(id="a", files={"ct": tmp_path / "a.nii"}), tmp_path / "out"
+    case, output = Case(id="a", files={"ct": tmp_path / "a.nii"}, products=products), tmp_path / "out"
     finish(case, bundle, output)
     newer = replace(bundle, task={**bundle.task, "new": 1})
     assert plan([case], newer, output).outdated

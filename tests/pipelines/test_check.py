@@ -16,7 +16,7 @@ from pipelines.cases.archive import find
 from pipelines.cases.check import check_dataset
 from pipelines.report import Report
 from pipelines.serving.forecast import describe, forecast
-from pipelines.serving.predict import product_path
+from pipelines.serving.products import product_path
 from tests.pipelines.cohort_maker import write_cohort, write_nifti
 from tests.ways.tiny import make_bundle, write_volume
 
@@ -74,10 +74,10 @@ def test_a_batch_is_told_before_it_runs(tmp_path: Path, bundle: Bundle, monkeypa
     assert {c.case: c.code for c in told.refused} == {"empty": "corrupt_file", "four": "wrong_channels"}
     assert (told.seconds, told.disk) == (None, 3 * 6 * 12**3)
     assert told.peak > 12 * 12**3
-    for case in ("a", "b"):
+    for case in cases[:2]:
         path = product_path(tmp_path / "out", bundle, case, ".json")
         report = Report(
-            case=case, key="k", status="done", bundle={}, inputs={}, outputs={"x": {"size": 100}},
+            case=case.id, key="k", status="done", bundle={}, inputs={}, outputs={"x": {"size": 100}},
             grid={"shape": [10, 10, 10]}, run={"seconds": 2.0},
         )  # fmt: skip
         report.save(path)

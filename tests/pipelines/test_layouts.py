@@ -68,9 +68,7 @@ def in_bids(plain: Path, root: Path) -> Path:
             place / "derivatives" / "manual" / f"sub-p{number // 2}" / "anat" / f"{name}_space-orig_desc-a_dseg.nii.gz"
         )
         copy(plain.parent / f"{case}_dseg.nii.gz", derived)
-    bids.describe(
-        place / "derivatives" / "manual", bundle="b", source="x", names={0: "background", 3: "bright", 7: "dim"}
-    )
+    (place / "derivatives" / "manual" / "dseg.tsv").write_text("index\tname\n0\tbackground\n3\tbright\n7\tdim\n")
     (place / "dataset_description.json").write_text(json.dumps({"Name": "boxes", "BIDSVersion": "1.9.0"}))
     (place / "participants.tsv").write_text("participant_id\tsite\nsub-p0\tnorth\nsub-p1\tn/a\n")
     return place
@@ -99,6 +97,19 @@ def test_a_layout_gives_the_cohort_that_a_table_gives(name: str, plain: Path, tm
         assert {c.case.group for c in found} == {"sub-p0", "sub-p1"}
         assert [row.get("site") for row in dataset.rows] == ["north", "north", None, None]
     assert len(archive.find(place, ["t1"], output=tmp_path / "out", settle=0).cases) == (4 if name == "BIDS" else 5)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_data_set_may_be_named_from_where_one_stands(
+    name: str, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = MAKERS[name](plain, tmp_path)
+    monkeypatch.chdir(place.parent)
+    cases, _ = read_manifest(Path(place.name), ["t1"])
+    assert cases
+    assert all(path.is_file() for case in cases for path in case.files.values())
+    assert len(cohort.read(Path(place.name), ["t1"], labels=tuple(LABELS))) == 4
+    assert all(known.path.is_file() for known in references(Path(place.name)))
 
 
 def test_channels_go_by_name_then_by_number(plain: Path, tmp_path: Path) -> None:
@@ -131,9 +142,11 @@ def test_regions_ignore_and_folds_of_nnunet(tmp_path: Path) -> None:
 
 
 def test_products_are_a_derivative_data_set(tmp_path: Path) -> None:
-    bids.describe(tmp_path, bundle="liver-1234abcd", source="/archive", names={0: "background", 7: "big\tliver"})
+    source = tmp_path / "not a data set"
+    bids.describe(tmp_path, bundle="liver-1234abcd", source=source, names={0: "background", 7: "big\tliver"})
     values = json.loads((tmp_path / "dataset_description.json").read_text())
     assert (values["DatasetType"], values["GeneratedBy"][0]["Name"]) == ("derivative", "medmamba")
+    assert (values["SourceDatasets"], "DatasetLinks" in values) == ([{"URL": source.as_uri()}], False)
     table = [line.split("\t") for line in (tmp_path / "dseg.tsv").read_text().splitlines()]
     assert table[0] == ["index", "name", "color"]
     assert table[2][:2] == ["7", "big liver"]

@@ -1,11 +1,17 @@
-"""The page of a run in a real browser: the 3D view is drawn, nothing is fetched, nothing complains."""
+"""The page of a run in a real browser: the 3D view is drawn, a review comes out as it was clicked, nothing is fetched,
+nothing complains."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -66,3 +72,88 @@ def test_the_3d_view_is_drawn_and_nothing_is_fetched(page: Path, tmp_path: Path)
     for value in (1, 2):  # shading changes how bright a label is, not its hue
         wanted = np.array(colour(value)) / np.linalg.norm(colour(value))
         assert (bright & (hues @ wanted > 0.99)).sum() > 2000
+
+
+class Tab:
+    """A tab of a headless browser, spoken to by its debugging protocol; `events` are what it told meanwhile."""
+
+    def __init__(self, folder: Path) -> None:
+        from websockets.sync.client import connect
+
+        options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
+        self.process = subprocess.Popen(
+            [str(BROWSER), *options, f"--user-data-dir={folder}", "about:blank"], stderr=subprocess.DEVNULL
+        )
+        self.events: list[dict[str, Any]] = []
+        try:
+            port = waited(lambda: (folder / "DevToolsActivePort").read_text().split()[0])
+            with urlopen(f"http://127.0.0.1:{port}/json/list") as answer:
+                (address,) = [tab["webSocketDebuggerUrl"] for tab in json.load(answer) if tab["type"] == "page"]
+            self.line = connect(address, max_size=None, open_timeout=60)
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    def ask(self, method: str, **values: Any) -> dict[str, Any]:
+        """The answer to a command."""
+        self.line.send(json.dumps({"id": 1, "method": method, "params": values}))
+        while "id" not in (told := json.loads(self.line.recv(timeout=60))):
+            self.events.append(told)
+        assert "error" not in told, told
+        return dict(told["result"])
+
+    def run(self, script: str) -> Any:
+        """The value of a script in the page."""
+        done = self.ask("Runtime.evaluate", expression=script, userGesture=True, returnByValue=True)
+        assert "exceptionDetails" not in done, done
+        return done["result"].get("value")
+
+    def close(self) -> None:
+        """Ends the browser."""
+        self.line.close()
+        self.process.terminate()
+        self.process.wait(30)
+
+
+def waited(look: Callable[[], Any]) -> Any:
+    """What `look` gives as soon as it gives something; a file that is not there yet is waited for."""
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        try:
+            if found := look():
+                return found
+        except (OSError, IndexError):
+            pass
+        time.sleep(0.1)
+    raise TimeoutError("the browser did not answer in 90 s")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium here; Debian's package chromium brings it")
+def test_a_review_is_downloaded_as_it_was_clicked(tmp_path: Path) -> None:
+    pytest.importorskip("websockets.sync.client")
+    page = write_report(tmp_path, [case("sub-1"), case("sub-2"), case("sub-3")], [], "three cases")
+    tab = Tab(tmp_path / "profile")
+    try:
+        for domain in ("Network", "Runtime", "Log", "Page"):
+            tab.ask(f"{domain}.enable")
+        tab.ask("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path / "out"))
+        tab.ask("Page.navigate", url=f"file://{page}")
+        waited(lambda: tab.run("document.readyState === 'complete' && !!document.querySelector('#save-review')"))
+        row = "document.querySelector('[data-case=\"{}\"] {}')"
+        tab.run(row.format("sub-1", "[data-verdict=accept]") + ".click()")
+        tab.run(row.format("sub-2", "[data-verdict=accept]") + ".click()")
+        tab.run(row.format("sub-2", "[data-verdict=reject]") + ".click()")  # a change of mind
+        tab.run(
+            f"{{const i = {row.format('sub-2', 'input')}; i.value = '=cut\\toff'; i.dispatchEvent(new Event('input'))}}"
+        )
+        assert tab.run("document.getElementById('reviewed').textContent") == "2"
+        tab.run("document.getElementById('save-review').click()")
+        text = waited(lambda: (tmp_path / "out" / "review.tsv").read_text())
+    finally:
+        tab.close()
+    assert text == "case\tverdict\tcomment\nsub-1\taccept\t\nsub-2\treject\t'=cut off\n"  # no formula, one line a case
+    asked = [e["params"]["request"]["url"] for e in tab.events if e["method"] == "Network.requestWillBeSent"]
+    assert asked
+    assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)
+    assert not [e for e in tab.events if e["method"] in ("Runtime.exceptionThrown", "Log.entryAdded")]

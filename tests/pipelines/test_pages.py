@@ -244,9 +244,24 @@ def test_page_tells_everything(tmp_path: Path) -> None:
     assert write_report(tmp_path, reports, [bad], "tissue, 9 cases").read_bytes() == first
 
 
+def test_page_quotes_the_ceiling_of_the_bundle_and_finds_products_in_folders(tmp_path: Path) -> None:
+    ceiling = {"1": {"name": NAMES[1], "dice": 0.9714, "lowest": 0.9521, "n": 4}}
+    name = "sub-1/anat/sub-1_space-orig_desc-tissue_dseg.png"
+    numbers = {**case("a").numbers, "interpolation_ceiling": ceiling}
+    told = case("sub-1", outputs={name: {"size": 5}}, numbers=numbers)
+    outside = case("out", outputs={"../out_dseg.png": {"size": 5}})
+    (tmp_path / "run" / name).parent.mkdir(parents=True)
+    for place in (tmp_path / "run" / name, tmp_path / "out_dseg.png"):
+        Picture.new("RGB", (60, 20)).save(place)
+    page = write_report(tmp_path / "run", [told, outside], [], "one run").read_text()
+    assert f"{NAMES[1]} 0.971 (lowest 0.952, n 4)" in page
+    assert page.count('<td class="number">0.971</td>') == 1
+    assert page.count("data:image/jpeg;base64,") == 1
+
+
 def test_page_of_many_cases_stays_small(tmp_path: Path) -> None:
     buffer = io.BytesIO()
-    smooth = np.linspace(0, 255, 1140 * 350 * 3).reshape(350, 1140, 3).astype(np.uint8)
+    smooth = np.linspace(0, 255, 570 * 175 * 3).reshape(175, 570, 3).astype(np.uint8)
     Picture.fromarray(smooth).save(buffer, "PNG")
     reports = cohort(520)
     for report in reports:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from medmamba.bundle import Bundle, save_bundle
 from medmamba.ensemble import OUTPUTS, Disagreement, Moments
 from medmamba.formats.nifti import read_labels
+from medmamba.source import read_all
 from pipelines.cases.case import Case
 from pipelines.learning.sampling import open_source
 from pipelines.networks import NETWORKS
@@ -80,7 +81,7 @@ def test_labels_are_those_without_the_map(folds: Bundle, tmp_path: Path) -> None
 def test_the_map_lies_beside_the_labels_and_its_means_in_the_report(folds: Bundle, tmp_path: Path) -> None:
     path = write_volume(tmp_path / "a.nii.gz", size=14)
     report = predict(Predictor.load(folds, device="cpu"), Case(id="a", files={"ct": path}), tmp_path / "out")
-    name = "a_desc-disagreement_map.nii.gz"
+    name = "a_disagreement.nii.gz"
     assert list(report.outputs)[:2] == ["a_dseg.nii.gz", name]
     folder = tmp_path / "out" / folds.title
     percent, grid = read_labels(folder / name)
@@ -97,6 +98,23 @@ def test_the_map_lies_beside_the_labels_and_its_means_in_the_report(folds: Bundl
     )
     assert name not in single.outputs
     assert "disagreement" not in json.dumps(dict(single.numbers))
+
+
+def test_a_streamed_ensemble_tells_it_too(folds: Bundle, tmp_path: Path) -> None:
+    """Folds and mirrorings of the whole volume, in one piece."""
+    path = write_volume(tmp_path / "a.nii.gz", size=14)
+    case = Case(id="a", files={"ct": path})
+    report = predict(Predictor.load(folds, device="cpu", mode="stream"), case, tmp_path / "out")
+    percent, _ = read_labels(tmp_path / "out" / folds.title / "a_disagreement.nii.gz")
+    labels, _ = read_labels(tmp_path / "out" / folds.title / "a_dseg.nii.gz")
+    source = open_source(path)
+    seen = read_all(folds.preprocessing.forward({"ct": source})).array
+    with torch.no_grad():
+        found = folds.build_with_disagreement(NETWORKS)(torch.from_numpy(seen)[None])[0].numpy()
+    assert np.array_equal(labels, found[:3].argmax(0))
+    assert np.abs(percent - 100 * found[3]).max() <= 0.5 + 1e-3
+    assert 0 < percent.max() <= 100
+    assert report.run["passes"] > folds.members
 
 
 def test_disagreement_orders_the_page() -> None:
