@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import machine
 
 from medmamba.memory import measure
 from pipelines.cases import cohort
@@ -204,16 +203,6 @@ def table(record: list[dict[str, Any]], name: str) -> list[str]:
         text = f"{network:<32}{np.mean(values):.3f} {between:<16}{seeds:>3}{rate:>9.0e}"
         lines.append((-float(np.mean(values)), f"{text}{parameters:>12,}{peak:>9.0f}{steps:>7.0f}{seconds:>7.0f}"))
     return [text for _, text in sorted(lines)]
-
-
-def machine() -> str:
-    """Processor, cores, load, torch and commit."""
-    here = Path(__file__).parent
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
-    )
-    where = f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
-    return f"{where}, torch {torch.__version__}, commit {commit.stdout.strip()}"
 
 
 def main() -> None:

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from scan import machine, row
+from machine import machine
+from scan import row
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

@@ -11,7 +11,6 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from machine import machine
 from torch import Tensor
 
 from medmamba.ops.backend import backend_report
@@ -241,17 +241,6 @@ def row(what: str, value: float | None, must: float, aim: float, *, more: bool, 
         (value >= must if more else value <= must) + (value >= aim if more else value <= aim)
     ]
     return f"{what:72} {value:>10{form}} {must:>9g} {aim:>9g}  {verdict}"
-
-
-def machine() -> str:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next((x.split(":")[1].strip() for x in info.read_text().splitlines() if x.startswith("model name")), cpu)
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    commit = done.stdout.strip() or "none"
-    load = os.getloadavg()[0]
-    return f"{cpu}, {os.cpu_count()} cores, load {load:.1f}, torch {torch.__version__}, commit {commit}"
 
 
 def speed_rows(repeats: int) -> list[str]:

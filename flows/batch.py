@@ -20,13 +20,12 @@ from flows.work import Work
 from medmamba.bundle import Bundle
 from medmamba.errors import ConfigError, MedMambaError
 from pipelines.cases.archive import Found, Plan, due, require_apart, require_code
-from pipelines.cases.contents import printable
 from pipelines.cases.state import STATE, Index, end_attempt, lock, sweep
-from pipelines.domains import domain_of, needed_bytes
+from pipelines.domains import domain_of, needed_bytes, scratch_bytes
 from pipelines.layouts.bids import describe
 from pipelines.pages.report import PAGE, write_report
 from pipelines.report import Report, now, peak_memory_mb
-from pipelines.serving.budget import fitting_batch, machine_bytes, parse_bytes, window_bytes
+from pipelines.serving.budget import fitting_batch, machine_bytes, memory_line, parse_bytes
 from pipelines.serving.dicom_out import require_seg_kind
 from pipelines.serving.predict import Predictor, require_mode
 from pipelines.serving.process import Workplace, clear_record
@@ -129,7 +128,7 @@ def _run(settings: Settings, resolved: Resolved, index: Index, runner: Runner, e
         done = sorted((r for r in shown if r.status == "done"), key=lambda r: r.case)
         task = build_task(bundle.task)
         if task.domain == "volumes":
-            describe(folder, bundle=bundle.title, source=printable(settings.input), names=task.written_names)
+            describe(folder, bundle=bundle.title, source=settings.input, names=task.written_names)
         page = write_report(folder, done, [r for r in aside if r in shown], bundle.title)
         good = sum(r.status == "done" for r in fresh)
         spent = f"{time.monotonic() - began:.0f} s, memory at most {peak_memory_mb():.0f} MiB"
@@ -175,23 +174,17 @@ def look(settings: Settings, bundle: Bundle, index: Index) -> tuple[Found, Plan]
 
 
 def memory_told(plan: Plan, bundle: Bundle, settings: Settings) -> str:
-    """What the largest of the due cases will take above this process, and what it may."""
-    batch, most = batch_of(plan, bundle, settings), largest(plan, bundle)
-    most += (batch - 1) * window_bytes(bundle)
-    return (
-        f"memory: {peak_memory_mb():.0f} MiB now + {most / 2**20:.0f} MiB for the largest case with {batch} windows at "
-        f"once, {settings.memory >> 20} MiB may be used"
-    )
-
-
-def largest(plan: Plan, bundle: Bundle) -> int:
-    """Bytes of the largest of the due cases (of the first PAGE_CASES)."""
-    return needed_bytes(bundle, [item.case for item in plan.due[:PAGE_CASES]])
+    """What the largest of the due cases (of the first PAGE_CASES) will take, and what it may."""
+    cases = [item.case for item in plan.due[:PAGE_CASES]]
+    needed, scratch = (of(bundle, cases, settings.mode) for of in (needed_bytes, scratch_bytes))
+    batch = batch_of(plan, bundle, settings)
+    return memory_line(bundle, needed, scratch, settings.mode, batch, settings.memory)
 
 
 def batch_of(plan: Plan, bundle: Bundle, settings: Settings) -> int:
-    """Windows at once: as asked, or what fits the memory of a case."""
-    return settings.batch or fitting_batch(bundle, largest(plan, bundle), settings.memory)
+    """Windows at once: as asked, or what fits the memory of the largest case."""
+    cases = [item.case for item in plan.due[:PAGE_CASES]]
+    return settings.batch or fitting_batch(bundle, needed_bytes(bundle, cases, settings.mode), settings.memory)
 
 
 def told(found: Found, plan: Plan, settings: Settings) -> str:

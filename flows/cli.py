@@ -54,21 +54,26 @@ def predict(
     """Segment one case, or each of a folder: labels on its own grid, a picture, a report; for DICOM a DICOM SEG too."""
     from flows.gpu import gpu_lock
     from medmamba.errors import InputError
+    from pipelines.cases.manifest import layout_of
     from pipelines.cases.state import STATE
-    from pipelines.domains import domain_of, needed_bytes
-    from pipelines.serving.budget import fitting_batch, machine_bytes, parse_bytes, require_memory
+    from pipelines.domains import domain_of, needed_bytes, scratch_bytes
+    from pipelines.layouts.bids import describe
+    from pipelines.report import peak_memory_mb
+    from pipelines.serving.budget import fitting_batch, machine_bytes, memory_line, parse_bytes, require_memory
     from pipelines.serving.predict import Predictor
     from pipelines.tracking import resolve
 
     resolved = resolve(bundle, output / STATE / "models")
     domain, memory = domain_of(resolved.bundle.task), machine_bytes() if ram is None else parse_bytes(ram)
     cases = domain.cases_of(files, resolved.bundle.preprocessing.roles, output=output)
-    batch = batch_size or fitting_batch(resolved.bundle, needed_bytes(resolved.bundle, cases), memory)
+    needed, scratch = (of(resolved.bundle, cases, mode) for of in (needed_bytes, scratch_bytes))
+    batch = batch_size or fitting_batch(resolved.bundle, needed, memory)
+    typer.echo(memory_line(resolved.bundle, needed, scratch, mode, batch, memory), err=True)
     predictor = Predictor.load(resolved.bundle, device=device, batch=batch, mode=mode, dicom_seg=dicom_seg)
     refused = 0
     for case in cases:
         try:
-            require_memory(case, needed_bytes(resolved.bundle, [case]), memory)
+            require_memory(case, needed_bytes(resolved.bundle, [case], mode), memory)
             with gpu_lock(str(predictor.device)), progress(case.id) as update:
                 report = domain.predict(predictor, case, output, update)
         except InputError as error:
@@ -84,6 +89,10 @@ def predict(
         for name in report.outputs:
             if not name.endswith(".png"):
                 typer.echo(output / predictor.bundle.title / name)
+    if layout_of(files[0]) == "BIDS":
+        folder, names = output / predictor.bundle.title, predictor.task.written_names
+        describe(folder, bundle=folder.name, source=files[0], names=names)
+    typer.echo(f"memory at most {peak_memory_mb():.0f} MiB", err=True)
     if refused:
         raise typer.Exit(3)
 
@@ -173,13 +182,21 @@ def import_weights(
 
 @app.command()
 def evaluate(
-    reference: Annotated[Path, typer.Argument(help="Folder of label files, or a manifest.")],
-    prediction: Annotated[Path, typer.Argument(help="Folder of predicted label files (same ids).")],
+    reference: Annotated[Path, typer.Argument(help="Folder of label files, a manifest, or a change data set.")],
+    prediction: Annotated[Path, typer.Argument(help="Folder of predicted label files or change maps (same ids).")],
     output: OutputOption,
     ignore_label: Annotated[int | None, typer.Option(help="Value in the reference that is not scored.")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Dice, NSD and HD95 (mm) of predictions against a reference, with intervals; JSON and CSV."""
+    """Dice, NSD and HD95 (mm) of predictions against a reference, with intervals; JSON and CSV. Change maps against
+    a change data set: F1, IoU, kappa, for semantic change SeK and F_scd under both protocols."""
+    from pipelines.layouts.change import change_layout_of, read_layout
+
+    if change_layout_of(reference) is not None:
+        from pipelines.scoring.change_files import evaluate_maps
+
+        typer.echo("\n".join(evaluate_maps(read_layout(reference), prediction, output=output).table()))
+        return
     from pipelines.scoring.evaluate import evaluate as score
     from pipelines.scoring.evaluate import format_table
 
@@ -192,6 +209,7 @@ def plan(
     output: Annotated[Path, typer.Option(help="Folder for the run file; with --bundle the batch's output.")],
     bundle: Annotated[str | None, typer.Option(help="Dry run: what a batch with this bundle would meet.")] = None,
     ram: Annotated[str | None, typer.Option(help="Memory that may be used, for example 8G.")] = None,
+    mode: ModeOption = "windows",
     architecture: Annotated[str, typer.Option(help="The network to plan for.")] = "mamba_unet",
     folds: Annotated[int, typer.Option(min=2, help="Cross-validation folds, whole patients in each.")] = 5,
     fold: Annotated[int, typer.Option(min=0, help="The fold that this run holds out.")] = 0,
@@ -211,15 +229,15 @@ def plan(
             )
         typer.echo("\n".join([*told(made), f"medmamba train {output / 'run.toml'}"]))
         return
-    from pipelines.cases.archive import find
     from pipelines.cases.state import STATE
+    from pipelines.domains import domain_of
     from pipelines.serving.forecast import describe, forecast
     from pipelines.tracking import resolve
 
     served = resolve(bundle, output / STATE / "models").bundle
-    found = find(source, served.preprocessing.roles, output=output, settle=0)
+    found = domain_of(served.task).find(source, served.preprocessing.roles, output=output, settle=0)
     with progress(source.name) as update:
-        lines = describe(forecast(found.cases, served, output, memory=memory, progress=update))
+        lines = describe(forecast(found.cases, served, output, memory=memory, mode=mode, progress=update))
     typer.echo("\n".join([*lines, *found.notes]))
 
 
