@@ -16,12 +16,8 @@ import torch
 import medmamba.files
 from flows import batch
 from flows.work import Work, run_in_order
-from medmamba.bundle import Bundle
 from medmamba.files import write_bytes
-from pipelines.networks import NETWORKS
-from pipelines.pages.report import write_report
-from pipelines.report import code_version
-from pipelines.serving import predict
+from pipelines.serving import products
 
 KILLED = 9
 
@@ -38,7 +34,7 @@ def run(root: Path, output: Path, done: list[str] | None = None) -> int:
             done.extend(work.reports)
 
     batch.start_run = away
-    predict.preview_png = lambda path, *_: write_bytes(path, path.name.encode())  # drawing would take most of the time
+    products.preview_png = lambda path, *_: write_bytes(path, path.name.encode())  # drawing would take most of the time
     settings = {"input": root / "in", "bundle": str(root / "bundle"), "output": output, "settle": 0}
     return batch.run_batch(echo=lambda _: None, runner=runner, **settings)
 
@@ -89,9 +85,7 @@ def again(root: Path, output: Path) -> dict[str, object]:
 
 def main(root: Path) -> None:
     torch.set_num_threads(1)
-    code_version()  # what every child would fetch and import for itself is there before the first fork
-    Bundle.load(root / "bundle").build(NETWORKS)
-    write_report(root, [], [], "none")
+    run(root, root / "whole")  # what every child would fetch and import for itself is there before the first fork
     told: list[dict[str, object]] = []
     n = 1
     while killed_at(root, root / f"out{n}", n):
