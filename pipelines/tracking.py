@@ -225,7 +225,8 @@ def checks_of(bundle: Bundle) -> dict[str, float]:
 def reliability_of(bundle: Bundle) -> list[tuple[int, float]]:
     """The reliability diagram on a change bundle's card: percent that the network says, share that did change; as the
     metric `reliability` its chart in MLflow, a straight line where the network is honest."""
-    rows = (bundle.card.get("validation") or {}).get("reliability", ())
+    told = bundle.card.get("validation")
+    rows = told.get("reliability", ()) if isinstance(told, dict) else ()  # of segmentations it is a table of labels
     return [(round(100 * row["confidence"]), float(row["changed"])) for row in rows if row["pixels"]]
 
 
