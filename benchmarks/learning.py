@@ -43,6 +43,7 @@ FLAGSHIP = {"widths": [16, 32, 64], "depths": [2, 2, 2]}
 MIXERS = ("none", "s6", "ssd", "vssd", "gla", "hydra")
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"mamba_unet {m}": ("mamba_unet", {**FLAGSHIP, "mixer": m}) for m in MIXERS},
+    "mamba_unet s6, short": ("mamba_unet", {**FLAGSHIP, "depths": [1, 1, 1], "mixer": "s6", "mixer_from": 2}),
     "mamba_unet none, not invertible": ("mamba_unet", {**FLAGSHIP, "mixer": "none", "down": "strided"}),
     "segresnet": ("segresnet", {"init_filters": 8, "blocks_down": [1, 2, 2], "blocks_up": [1, 1]}),
     "dynunet": (
