@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import re
+import shutil
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -157,6 +158,16 @@ def memory_line(bundle: Bundle, needed: int, scratch: int, mode: str, batch: int
         f"memory: {peak_memory_mb():.0f} MiB now + {most / 2**20:.0f} MiB for the largest case {how}{disk}, "
         f"{budget >> 20} MiB may be used"
     )
+
+
+def require_disk(output: Path, needed: int) -> None:
+    """Raises InputError("no_space") when `needed` bytes would not fit where `output` is, which is made."""
+    output.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(output).free
+    if free < needed:
+        raise InputError(
+            "no_space", f"{output}: {free >> 20} MiB free, this case needs {needed >> 20} MiB; free some disk"
+        )
 
 
 def require_memory(case: Case, needed: int, budget: int) -> None:

@@ -6,10 +6,11 @@ import numpy as np
 
 from medmamba.bundle import Bundle
 from medmamba.errors import InputError
+from medmamba.grid import Grid
 from pipelines.cases.case import Case
 from pipelines.cases.formats import open_source
 
-AT_MOST = 6.0  # bytes a voxel of products on disk, as `predict` asks for before it starts a case
+AT_MOST = 6  # bytes a voxel of products on disk
 
 
 def headers(bundle: Bundle, case: Case) -> tuple[int, int]:
@@ -24,5 +25,9 @@ def headers(bundle: Bundle, case: Case) -> tuple[int, int]:
             raise InputError("wrong_channels", f"{source.path}: {len(source.channels)} channels, 1 is wanted")
         if not source.grid.matches(first):
             raise InputError("grid_mismatch", f"{source.path}: another grid than role {present[0]!r}")
-    voxels = int(np.prod(first.shape, dtype=object))
-    return voxels, round(voxels * AT_MOST)
+    return int(np.prod(first.shape, dtype=object)), product_bytes(first)
+
+
+def product_bytes(grid: Grid) -> int:
+    """Bytes of disk that the products on this grid take at most."""
+    return AT_MOST * int(np.prod(grid.shape, dtype=object))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from torch import nn
 from medmamba.bundle import Bundle
 from medmamba.ensemble import Disagreement
 from medmamba.errors import ConfigError, InputError
-from medmamba.files import hash_file, hash_json
+from medmamba.files import hash_json
 from medmamba.infer import infer
 from medmamba.source import ArraySink, FileSource, Sink, Source
 from medmamba.stream import stream
@@ -30,9 +29,10 @@ from pipelines.cases.state import STATE
 from pipelines.layouts.bids import source_uri
 from pipelines.networks import NETWORKS
 from pipelines.report import Report, case_key, machine, now, peak_memory_mb
-from pipelines.serving.budget import predicted_scratch, return_large_blocks, take_large_pages
+from pipelines.serving.budget import predicted_scratch, require_disk, return_large_blocks, take_large_pages
 from pipelines.serving.dicom_out import require_seg_kind
-from pipelines.serving.products import product_path, write_products
+from pipelines.serving.headers import product_bytes
+from pipelines.serving.products import outputs_of, product_path, write_products
 from pipelines.serving.uncertainty import DecodeSink, disagrees
 from pipelines.tasks import Task, build_task
 from pipelines.tasks.segmentation import Segmentation
@@ -205,7 +205,7 @@ def predict(
         {r: str(v["sha256"]) for r, v in inputs.items() if r in bundle.preprocessing.roles}, bundle, predictor.mode
     )
     first = next((sources[r] for r in bundle.preprocessing.roles if r in sources), next(iter(sources.values())))
-    check_disk(output, first, predicted_scratch(bundle, case, predictor.mode))
+    require_disk(output, product_bytes(first.grid) + 2**20 + predicted_scratch(bundle, case, predictor.mode))
     scratch = Scratch(folder=output / STATE / "stream" / bundle.title / case.id, key=key)
     unsure = ArraySink(1, first.grid.shape, "uint8") if predictor.maps > bundle.classes else None
     labels, notes = predict_labels(predictor, sources, progress, scratch, unsure)
@@ -222,16 +222,13 @@ def predict(
     )
     told_by_sources = dict.fromkeys(note for source in sources.values() for note in source.notes)
     warnings = [*notes.pop("steps", ()), *told_by_sources, *made.warnings, *doubts(case, bundle, labels)]
-    folder = output / bundle.title
     report = Report(
         case=case.id,
         key=key,
         status="done",
         bundle={"name": bundle.name, "id": bundle.id},
         inputs=inputs,
-        outputs={
-            p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": hash_file(p)} for p in made.files
-        },
+        outputs=outputs_of(output / bundle.title, made.files),
         grid={"shape": list(first.grid.shape), "affine": first.grid.affine.tolist(), "frame": first.grid.frame},
         numbers=made.numbers,
         warnings=tuple(warnings),
@@ -281,14 +278,3 @@ def told(path: Path, parts: Callable[[Path], tuple[Path, ...]] = parts_of) -> di
     """A file as the report names it; `parts` are all files behind it."""
     size = sum(part.stat().st_size for part in parts(path))
     return {"path": printable(path), "size": size, "sha256": content_hash(path, parts_of=parts)}
-
-
-def check_disk(output: Path, source: FileSource, scratch: int) -> None:
-    """Raises InputError("no_space") when the products (at most 6 bytes a voxel) and `scratch` would not fit."""
-    output.mkdir(parents=True, exist_ok=True)
-    needed = 6 * int(np.prod(source.grid.shape)) + 2**20 + scratch
-    free = shutil.disk_usage(output).free
-    if free < needed:
-        raise InputError(
-            "no_space", f"{output}: {free >> 20} MiB free, this case needs {needed >> 20} MiB; free some disk"
-        )

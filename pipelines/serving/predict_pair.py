@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,13 +15,12 @@ from geo.quality import observability
 from geo.raster import RasterSource
 from geo.stac import ProductFile
 from medmamba.bundle import Bundle
-from medmamba.errors import InputError
-from medmamba.files import hash_file
 from pipelines.cases.case import Case
 from pipelines.cases.pair_archive import parts_of, predicted_scratch
 from pipelines.cases.state import STATE
 from pipelines.pages.change import take_pictures, write_page, write_quicklook
 from pipelines.report import Report, case_key, now
+from pipelines.serving.budget import require_disk
 from pipelines.serving.pair_products import (
     ChangeSink,
     Products,
@@ -38,7 +36,7 @@ from pipelines.serving.pair_products import (
 )
 from pipelines.serving.pair_view import ROLES, STRIP, PairView, aligned_pair, open_pair, require_bands
 from pipelines.serving.predict import MODES, Predictor, Scratch, run_facts, told
-from pipelines.serving.products import product_path
+from pipelines.serving.products import outputs_of, product_path
 from pipelines.tasks import build_task, change_of
 from pipelines.tasks.change import Change
 
@@ -78,10 +76,7 @@ def predict_pair(
         status="done",
         bundle={"name": bundle.name, "id": bundle.id},
         inputs=inputs,
-        outputs={
-            path.name: {"size": path.stat().st_size, "sha256": hash_file(path)}
-            for path in (*(f.path for f in files), item)
-        },
+        outputs=outputs_of(stem.parent, [*(f.path for f in files), item]),
         grid={"shape": list(view.grid.shape), "affine": view.grid.affine.tolist(), "frame": view.grid.frame},
         numbers={**made.numbers, "observability": observed, **view.record},
         warnings=tuple(warnings),
@@ -221,16 +216,6 @@ def doubts(view: PairView, made: Products) -> list[str]:
     if areas["changed"] + areas["unchanged"] == 0:
         found.append("no cell could be observed on both dates")
     return found
-
-
-def require_disk(output: Path, needed: int) -> None:
-    """Raises InputError("no_space") when the rasters would not fit on the disk."""
-    output.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(output).free
-    if free < needed:
-        raise InputError(
-            "no_space", f"{output}: {free >> 20} MiB free, this pair needs {needed >> 20} MiB; free some disk"
-        )
 
 
 def lines_of(report: Report) -> list[str]:

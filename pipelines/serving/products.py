@@ -6,7 +6,7 @@ of the page's warnings are the largest part, what is read back comes plane by pl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from medmamba.bundle import Bundle
+from medmamba.files import hash_file
 from medmamba.formats.nifti import write_labels, write_map
 from medmamba.source import FileSource
 from pipelines.cases.case import Case
@@ -41,6 +42,13 @@ def product_path(output: Path, bundle: Bundle, case: Case, ending: str) -> Path:
     that the case comes from name it."""
     name = case.product_name(task_class(bundle.task).suffix, maker=bundle.name)
     return output / bundle.title / f"{name}{ending}"
+
+
+def outputs_of(folder: Path, files: Sequence[Path]) -> dict[str, Any]:
+    """The `outputs` of a report: each file by its name below the bundle's folder, with size and hash."""
+    return {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": hash_file(path)} for path in files
+    }
 
 
 def map_path(output: Path, bundle: Bundle, case: Case) -> Path:
