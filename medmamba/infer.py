@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from medmamba.errors import InputError
+from medmamba.layers.onednn import one_dnn
 from medmamba.sample import Image
 from medmamba.source import PaddedSource, RowCache, Sink, Source, WindowSource
 from medmamba.windows import Stitcher, Window, Windowing
@@ -150,13 +151,16 @@ class _Runner:
     def _forward(self, patches: Tensor) -> Tensor:
         while True:
             try:
-                with torch.no_grad():
-                    parts = [self.network(p.to(self.device)).float().cpu() for p in patches.split(self.batch)]
+                parts = [self._scored(part.to(self.device)) for part in patches.split(self.batch)]
                 return parts[0] if len(parts) == 1 else torch.cat(parts)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
                 self._step_down(error)
+
+    def _scored(self, batch: Tensor) -> Tensor:
+        with torch.no_grad(), one_dnn(batch):
+            return self.network(batch).float().cpu()
 
     def _step_down(self, error: BaseException) -> None:
         gc.collect()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from medmamba.files import hash_json
 from medmamba.heap import give_back_free_memory
-from medmamba.layers.whole_conv import WholeConvolution
+from medmamba.layers.onednn import one_dnn
 from medmamba.scratch import Journal, ScratchMap
 from medmamba.source import PaddedSource, PermutedSource, Sink, Source
 from medmamba.stream_pass import IMAGE, SCORES, Pass, Place, Stream
@@ -114,7 +114,7 @@ class _Runner:
             whole=self._last_state(p.sweep) if p.sweep else None,
             sums=tuple(map(self._last_state, p.sums)),
         )
-        with WholeConvolution(p.reads[0].space[0], len(self.shape)):
+        with one_dnn(parts[0]):
             made, state = p.work(parts, at)
         for stream, tensor in zip(p.writes, made, strict=True):
             self._write(stream, p.part(stream, (first, last))[0], tensor)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from medmamba.bundle import Bundle, mirrored, worn
 from medmamba.errors import ConfigError
 from medmamba.files import hash_json
+from medmamba.layers.onednn import one_dnn
 from medmamba.ops.tripwire import NonFiniteError, tripwire
 from pipelines.config import TrainRun
 from pipelines.learning.change_run import Run
@@ -35,6 +36,10 @@ FREE_ON_RESUME = {"device", "output", "card", "manifest", "dataset", "debug", "m
 Log = Callable[[dict[str, float], int], None]
 
 
+class DivergedError(ConfigError):
+    """A loss or a gradient is not finite."""
+
+
 def train(
     run: Run, *, resume: bool = False, log: Log | None = None, progress: Callable[[int, int], None] | None = None
 ) -> Bundle:
@@ -43,8 +48,8 @@ def train(
 
     Under torchrun the processes learn as one, each from its own `run.batch` patches a step; the first one writes.
     `log(figures, step)` once an epoch, `progress(done, all)` once a step. Raises ConfigError for a wrong run or cohort,
-    and when the loss is not finite (naming step and cases); a checkpoint that exists is only used with `resume`.
-    With more than one fold each is such a training in `<output>/fold_<k>`, and the bundle holds them all.
+    DivergedError when the loss is not finite (naming step and cases); a checkpoint that exists is used with `resume`
+    alone. With more than one fold each is such a training in `<output>/fold_<k>`, and the bundle holds them all.
     """
     with processes(choose_device(run.device)) as group:
         if not isinstance(run, TrainRun) or run.folds == 1:
@@ -85,7 +90,7 @@ def _train(
         network=mirrored(network, contract.mirror),
         task=build_task(run.task),
         device=device,
-        batch=run.batch,  # what fits a step fits; torch convolves a single window in a way five times as slow on a CPU
+        batch=run.batch,  # what fits a step fits
     )
     sampler = Sampler(
         lesson.examples() if done.epoch < run.epochs else [],
@@ -143,23 +148,24 @@ def learn(
 ) -> float:
     """One step; the loss before it. bfloat16 only on a GPU that has it; the loss is always float32.
 
-    Raises ConfigError when loss or gradients are not finite, naming the cases, and with `debug` the layer.
+    Raises DivergedError when loss or gradients are not finite, naming the cases, and with `debug` the layer.
     """
     half = amp and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     optimizer.zero_grad(set_to_none=True)
     told = f"step {step}, cases {', '.join(sorted(set(batch.cases)))}"
+    image = batch.image.to(device)
     try:
-        with tripwire(network) if debug else nullcontext():
+        with tripwire(network) if debug else nullcontext(), one_dnn(image):
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-                scores = network(batch.image.to(device))
+                scores = network(image)
             loss = criterion(scores.float(), batch.labels.to(device))
             loss.backward()
     except NonFiniteError as error:
-        raise ConfigError(f"{told}: {error}") from error
+        raise DivergedError(f"{told}: {error}") from error
     norm = nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
     value = float(loss.detach())
     if not (math.isfinite(value) and bool(torch.isfinite(norm))):
-        raise ConfigError(
+        raise DivergedError(
             f"{told}: loss {value}, gradient norm {float(norm)}; look at these files, lower lr and resume, or set "
             "debug = true to learn which layer breaks first"
         )

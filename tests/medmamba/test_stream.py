@@ -16,6 +16,7 @@ from torch import nn
 from medmamba import scratch
 from medmamba.errors import ConfigError
 from medmamba.grid import Grid
+from medmamba.layers.onednn import one_dnn
 from medmamba.nets.mamba_unet import MambaUNet, MambaUNetConfig
 from medmamba.nets.umamba import UMamba, UMambaConfig
 from medmamba.sample import Image
@@ -39,9 +40,10 @@ def noise(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def whole(network: nn.Module, array: np.ndarray) -> np.ndarray:
-    dtype = next(network.parameters()).dtype
-    with torch.inference_mode():
-        found: np.ndarray = network(torch.from_numpy(array).to(dtype)[None])[0].numpy()
+    """The image in one piece, as a window of its size is inferred."""
+    x = torch.from_numpy(array).to(next(network.parameters()).dtype)[None]
+    with torch.no_grad(), one_dnn(x):
+        found: np.ndarray = network(x)[0].numpy()
     return found
 
 
