@@ -7,6 +7,8 @@ discretisation of its reference code: x[t] = exp(dt A) x[t-1] + dt B[t] u[t], y[
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,7 +33,7 @@ def scan_sequential(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The definition, one position after another, in the dtype of `u` (float64 makes it the truth of the tests).
 
-    u, delta, z (B, D, L); A (D, N) real; B, C (B, N, L) or (B, G, N, L), channel c reads group c // (D / G);
+    u, delta, z (B, D, L); A (D, N) real; B, C each (B, N, L) or (B, G, N, L), channel c reads group c // (D / G);
     D, delta_bias (D,); initial_state (B, D, N). Gives y (B, D, L) and, if asked, the last state (B, D, N).
     """
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
@@ -70,13 +72,14 @@ def selective_scan(
     The last state is float32 (float64). Raises ShapeError when shapes do not fit.
     """
     _check(u, delta, A, B, C, D, z, delta_bias, initial_state)
+    B, C = _of_equal_groups(_grouped(B), _grouped(C))
     y, last = scan_call(
         backend,
         u=u.mT,
         delta=delta.mT.unsqueeze(1),
         A=A.unsqueeze(0),
-        B=_grouped(B).mT.unsqueeze(1),
-        C=_grouped(C).mT.unsqueeze(1),
+        B=B.mT.unsqueeze(1),
+        C=C.mT.unsqueeze(1),
         D=None if D is None else D.unsqueeze(0),
         bias=None if delta_bias is None else delta_bias.unsqueeze(0),
         initial=None if initial_state is None else initial_state.unsqueeze(1),
@@ -89,6 +92,14 @@ def selective_scan(
 def _grouped(x: Tensor) -> Tensor:
     """B or C as (B, G, N, L)."""
     return x.unsqueeze(1) if x.dim() == 3 else x
+
+
+def _of_equal_groups(B: Tensor, C: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as (B, G, N, L) of one G: the backends know one number of groups, B and C may come in two."""
+    if B.shape[1] == C.shape[1]:
+        return B, C
+    groups = math.lcm(B.shape[1], C.shape[1])
+    return B.repeat_interleave(groups // B.shape[1], dim=1), C.repeat_interleave(groups // C.shape[1], dim=1)
 
 
 def _check(

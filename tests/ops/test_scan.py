@@ -99,6 +99,14 @@ def test_double_precision_equals_definition(length: int, states: int, groups: in
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("groups", [(3, 1), (1, 2), (2, 3)])
+def test_B_and_C_may_come_in_different_groups(backend: str, groups: tuple[int, int]) -> None:
+    args = make(2, 6, 35, 4, groups[0], 5, True)
+    args["C"] = make(2, 6, 35, 4, groups[1], 6, False)["C"]
+    check(args, backend, torch.float32, VALUE, GRADIENT, delta_softplus=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("states", [5, 64, 256])
 def test_large_states(backend: str, states: int) -> None:
     check(make(1, 4, 40, states, 1, 0, True), backend, torch.float32, VALUE, GRADIENT, delta_softplus=True)
