@@ -27,31 +27,21 @@ def nightly(
     output: Path,
     ram: str | None = None,
     device: str = "auto",
-    batch: int = 1,
+    batch: int = 0,
     workers: int = 1,
     retry: str | None = None,
     verify: bool = False,
     reprocess: bool = False,
     settle: float = 60.0,
     follow: bool = False,
+    dicom_seg: str = "labelmap",
     mode: str = "windows",
 ) -> int:
-    """`medmamba batch` as a flow of its own; fails when the set-up is broken, returns the exit code otherwise."""
-    asked: dict[str, Any] = {
-        "input": input,
-        "bundle": bundle,
-        "output": output,
-        "ram": ram,
-        "device": device,
-        "batch": batch,
-        "workers": workers,
-        "retry": retry,
-        "verify": verify,
-        "reprocess": reprocess,
-        "settle": settle,
-        "follow": follow,
-        "mode": mode,
-    }
+    """`medmamba batch` as a flow of its own, with the parameters of `flows.batch.Settings`.
+
+    Fails when the set-up is broken, returns the exit code otherwise.
+    """
+    asked = dict(locals())  # the parameters, as nothing else has a name yet
     said: list[str] = []
     code = run_batch(echo=said.append, runner=submit_all, **asked)
     logging.getLogger("medmamba").info("\n".join(said))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flows.batch import ASIDE, WELL, run_batch
+from flows.batch import ASIDE, WELL, Settings, run_batch
 from flows.settings import prepare_environment
 from pipelines import tracking
 from pipelines.report import Report
@@ -121,3 +123,21 @@ def _slots(limit: int) -> Any:
     from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 
     return GlobalConcurrencyLimitUpdate(limit=limit)
+
+
+def test_the_flow_of_a_server_does_what_the_command_does(
+    prefect_db: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.deployments import nightly
+
+    of_flow = {name: p.default for name, p in inspect.signature(nightly.fn).parameters.items()}
+    of_command = {f.name: inspect.Parameter.empty if f.default is MISSING else f.default for f in fields(Settings)}
+    assert of_flow == of_command
+    write_volume(tmp_path / "in" / "a.nii")
+    bundle = make_bundle(tmp_path / "bundle")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    place = {"input": tmp_path / "in", "output": tmp_path / "out", "settle": 0}
+    assert nightly(bundle=str(bundle.folder), **place) == WELL
+    assert (tmp_path / "out" / bundle.title / "a_dseg.nii.gz").exists()
+    with pytest.raises(RuntimeError, match="no-bundle"):
+        nightly(bundle=str(tmp_path / "no-bundle"), **place)
