@@ -31,19 +31,21 @@ from pipelines.cases import cohort
 from pipelines.config import TrainRun
 from pipelines.demo import cohort as demo_cohort
 from pipelines.learning.losses import dice_ce
-from pipelines.learning.sampling import Batch
-from pipelines.learning.train import learn, train
+from pipelines.learning.train import DivergedError, train
 from pipelines.networks import NETWORKS
 from pipelines.scoring.evaluate import evaluate_bundle
 from pipelines.scoring.metrics import interval
 
 RATES = (1e-3, 3e-3, 1e-2)
+PROBES = (5, 25)  # steps, to learn how long one takes
 WINDOW = (32, 32, 32)
 FLAGSHIP = {"widths": [16, 32, 64], "depths": [2, 2, 2]}
+SHORT = {**FLAGSHIP, "depths": [1, 1, 1]}
 MIXERS = ("none", "s6", "ssd", "vssd", "gla", "hydra")
 CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
     **{f"mamba_unet {m}": ("mamba_unet", {**FLAGSHIP, "mixer": m}) for m in MIXERS},
-    "mamba_unet s6, short": ("mamba_unet", {**FLAGSHIP, "depths": [1, 1, 1], "mixer": "s6", "mixer_from": 2}),
+    "mamba_unet s6, short": ("mamba_unet", {**SHORT, "mixer": "s6", "mixer_from": 2}),
+    "mamba_unet none, short": ("mamba_unet", {**SHORT, "mixer": "none"}),
     "mamba_unet none, not invertible": ("mamba_unet", {**FLAGSHIP, "mixer": "none", "down": "strided"}),
     "segresnet": ("segresnet", {"init_filters": 8, "blocks_down": [1, 2, 2], "blocks_up": [1, 1]}),
     "dynunet": (
@@ -55,13 +57,23 @@ CONTENDERS: dict[str, tuple[str, dict[str, Any]]] = {
         {"feature_size": 12, "depths": [1] * 4, "num_heads": [1, 2, 4, 8], "norm_name": ["group", {"num_groups": 4}]},
     ),
     "unet": ("unet", {"channels": [16, 32, 64], "strides": [2, 2], "norm": "instance"}),
+    "unet, wide": ("unet", {"channels": [48, 96, 192], "strides": [2, 2], "norm": "instance"}),  # the flagship's memory
 }  # fmt: skip
 PRE: dict[str, dict[str, Any]] = {
     "mni": {"channels": [{"role": "t1"}], "spacing_mm": [3.0, 3.0, 3.0]},
     "cord": {"channels": [{"role": "t2"}], "spacing_mm": [1.0, 1.0, 1.0]},
     "ct": {"channels": [{"role": "ct", "clip": [-200, 300], "scaling": "fixed", "scale": 100.0}]},
 }
-LABELS = {"mni": demo_cohort.TISSUES, "cord": {1: "spinal cord"}, "ct": {1: "spleen", 5: "liver", 6: "stomach"}}
+BODY = {  # structures that both parts of the body show, by their numbers in TotalSegmentator's map
+    "bone": (*range(25, 51), 75, 76, 77, 78, *range(92, 118)),
+    "deep back muscle": (86, 87),
+    "colon": (20,),
+}
+LABELS = {
+    "mni": demo_cohort.TISSUES,
+    "cord": {1: "spinal cord"},
+    "ct": dict(enumerate(BODY, 1)),
+}
 AUGMENT = {
     "mni": {"flip": 0.0, "affine": 0.0, "noise": 0.2, "gamma": 0.2, "scale": 0.2},
     "cord": {},
@@ -99,7 +111,10 @@ def parts_of_a_body(folder: Path, data: Path) -> tuple[Path, Path]:
     """The volume below the labelled slab of 30 slices to learn from, the slab to be scored on."""
     import nibabel
 
-    image, label = nibabel.load(data / "example_ct.nii.gz"), nibabel.load(data / "example_seg_fast_force_split.nii.gz")
+    image, theirs = nibabel.load(data / "example_ct.nii.gz"), nibabel.load(data / "example_seg_fast_force_split.nii.gz")
+    values = np.asarray(theirs.dataobj)
+    ours = np.select([np.isin(values, wanted) for wanted in BODY.values()], list(LABELS["ct"]), 0).astype(np.uint8)
+    label = nibabel.Nifti1Image(ours, theirs.affine)
     folder.mkdir(parents=True, exist_ok=True)
     manifests = []
     for name, rows in (("train", slice(0, 78)), ("test", slice(82, 112))):
@@ -132,24 +147,32 @@ def best_rate(record: list[dict[str, Any]], name: str, network: str) -> float:
     return max(tried, key=lambda r: r["chosen_by"])["rate"] if tried else RATES[1]
 
 
+def run_of(name: str, network: str, rate: float, seed: int, steps: int, manifest: Path, output: str) -> TrainRun:
+    """What every contender is trained by, but for network and rate."""
+    architecture, network_settings = CONTENDERS[network]
+    settings = {
+        "name": "learning", "manifest": str(manifest), "output": output, "seed": seed, "lr": rate, "batch": 2,
+        "architecture": architecture, "network": network_settings, "labels": LABELS[name],
+        "other_labels": "background", "augment": AUGMENT[name], "foreground_share": 0.7,
+        "preprocessing": {**PRE[name], "window": WINDOW, "overlap": [8, 8, 8]},
+        "epochs": 1, "steps_per_epoch": steps, "warmup_steps": steps // 20,
+        "validation_share": 0.125 if name == "mni" else 0.0,
+    }  # fmt: skip
+    return TrainRun.check(settings)
+
+
 def one_run(
     name: str, network: str, rate: float, seed: int, steps: int, manifests: tuple[Path, Path]
 ) -> dict[str, Any]:
     """Trains and scores; CPU seconds are those of the training alone."""
-    architecture, network_settings = CONTENDERS[network]
     with tempfile.TemporaryDirectory() as output:
-        settings = {
-            "name": "learning", "manifest": str(manifests[0]), "output": output, "seed": seed, "lr": rate, "batch": 2,
-            "architecture": architecture, "network": network_settings, "labels": LABELS[name],
-            "other_labels": "background", "augment": AUGMENT[name], "foreground_share": 0.7,
-            "preprocessing": {**PRE[name], "window": WINDOW, "overlap": [8, 8, 8]},
-            "epochs": 1, "steps_per_epoch": steps, "warmup_steps": steps // 20,
-            "validation_share": 0.125 if name == "mni" else 0.0,
-        }  # fmt: skip
-        run = TrainRun.check(settings)
-        began = time.process_time()
+        run, began = run_of(name, network, rate, seed, steps, manifests[0], output), time.process_time()
         figures: dict[str, float] = {}
-        bundle = train(run, log=lambda told, _: figures.update(told))
+        told = {"cohort": name, "network": network, "rate": rate, "seed": seed, "steps": steps}
+        try:
+            bundle = train(run, log=lambda found, _: figures.update(found))
+        except DivergedError:
+            return {**told, "seconds": time.process_time() - began, "chosen_by": -np.inf, "dice": {"diverged": 0.0}}
         seconds = time.process_time() - began
         role = PRE[name]["channels"][0]["role"]
         scores = evaluate_bundle(bundle, cohort.read(manifests[1], [role]), device="cpu")
@@ -158,24 +181,23 @@ def one_run(
         for row in scores.rows
     }
     return {
-        "cohort": name, "network": network, "rate": rate, "seed": seed, "steps": steps, "seconds": seconds,
+        **told, "seconds": seconds,
         "chosen_by": figures.get("validation_dice", -figures["loss"]),
         "dice": {case: float(np.mean(values)) for case, values in dice.items() if values},
     }  # fmt: skip
 
 
 @cache
-def steps_in(seconds: float, network: str, classes: int) -> int:
-    """How many training steps of the production loop fit in CPU seconds of this machine, as it is now."""
-    architecture, settings = CONTENDERS[network]
-    built = NETWORKS[architecture]({**settings, "in_channels": 1, "out_channels": classes, "spatial_dims": 3}).train()
-    optimizer = torch.optim.AdamW(built.parameters())
-    batch = Batch(image=torch.randn(2, 1, *WINDOW), labels=torch.zeros(2, 1, *WINDOW, dtype=torch.long), cases=())
+def steps_in(seconds: float, name: str, network: str, manifests: tuple[Path, Path]) -> int:
+    """How many steps of the production loop, patches and all, fit in CPU seconds of this machine, as it is now."""
     clock = []
-    for step in range(6):
-        clock.append(time.process_time())
-        learn(built, optimizer, dice_ce, batch, torch.device("cpu"), amp=False, debug=False, step=step)
-    return max(1, round(seconds / float(np.median(np.diff(clock)))))
+    for steps in PROBES:
+        with tempfile.TemporaryDirectory() as output:
+            run, began = run_of(name, network, RATES[0], 0, steps, manifests[0], output), time.process_time()
+            train(run)
+            clock.append(time.process_time() - began)
+    step = (clock[1] - clock[0]) / (PROBES[1] - PROBES[0])
+    return max(1, round(PROBES[0] + (seconds - clock[0]) / step))
 
 
 def size_of(network: str, classes: int) -> tuple[int, float]:
@@ -221,8 +243,9 @@ def main() -> None:
     places: Mapping[str, tuple[Path, Path]] = cohorts(options.folder)
     read = lambda: [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []  # noqa: E731
     while todo := next(runs(options, read()), None):
-        steps = steps_in(options.seconds, todo[1], len(LABELS[todo[0]]) + 1) if options.seconds else options.steps
-        result = one_run(*todo, steps, places[todo[0]])
+        place = places[todo[0]]
+        steps = steps_in(options.seconds, todo[0], todo[1], place) if options.seconds else options.steps
+        result = one_run(*todo, steps, place)
         with file.open("a") as out:
             out.write(json.dumps(result) + "\n")
         print(f"{todo}: Dice {np.mean(list(result['dice'].values())):.3f}, {result['seconds']:.0f} s", file=sys.stderr)
