@@ -37,7 +37,7 @@ from pipelines.scoring.evaluate import evaluate_bundle
 from pipelines.scoring.metrics import interval
 
 RATES = (1e-3, 3e-3, 1e-2)
-PROBES = (5, 25)  # steps, to learn how long one takes
+PROBES = (4, 24)  # steps, to learn how long one takes
 WINDOW = (32, 32, 32)
 FLAGSHIP = {"widths": [16, 32, 64], "depths": [2, 2, 2]}
 SHORT = {**FLAGSHIP, "depths": [1, 1, 1]}
@@ -197,7 +197,7 @@ def steps_in(seconds: float, name: str, network: str, manifests: tuple[Path, Pat
             train(run)
             clock.append(time.process_time() - began)
     step = (clock[1] - clock[0]) / (PROBES[1] - PROBES[0])
-    return max(1, round(PROBES[0] + (seconds - clock[0]) / step))
+    return max(1, round(seconds / step))
 
 
 def size_of(network: str, classes: int) -> tuple[int, float]:

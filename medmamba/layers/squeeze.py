@@ -3,7 +3,16 @@
 Definition followed: Hu et al., "Squeeze-and-Excitation Networks" (2018).
 """
 
+import warnings
+
 from torch import Tensor, nn
+
+
+def maybe_empty_linear(channels: int, out: int) -> nn.Linear:
+    """A linear layer; either width may be 0, where a squeeze of narrow maps leaves nothing but the biases behind it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of empty tensors
+        return nn.Linear(channels, out)
 
 
 class SqueezeExcite(nn.Module):

@@ -6,7 +6,7 @@ mechanisms" (2021). Weights are published in Keras form: `from_keras` turns name
 Truth for tests: golden case agunet_daunet.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -197,18 +197,33 @@ def keras_names(network: nn.Module) -> dict[str, str]:
 def from_keras(network: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
     """Published name -> our name and tensor; kernels turn from (*space, in, out) to (out, in, *space).
 
-    A transposed kernel is (*space, out, in) there and (in, out, *space) here: the same turn. ConfigError names a layer
-    that the network does not have.
+    A transposed kernel is (*space, out, in) there and (in, out, *space) here: the same turn. The tensors are those of a
+    whole file. ConfigError names a layer that the network does not have.
     """
     names = keras_names(network)
+    counted = from_zero({official.partition("/")[0] for official in tensors})
     turned = {}
     for official, tensor in tensors.items():
-        layer, _, part = official.partition("/")
+        published, _, part = official.partition("/")
+        layer = counted[published]
         if layer not in names or part not in KERAS_PARTS:
             raise ConfigError(f"tensor {official!r} has no place in this {type(network).__name__}; change its settings")
         value = tensor.permute(4, 3, 0, 1, 2).contiguous() if part == "kernel" else tensor
         turned[official] = (f"{names[layer]}.{KERAS_PARTS[part]}", value)
     return turned
+
+
+def from_zero(layers: Iterable[str]) -> dict[str, str]:
+    """Layer names counted from zero in every kind: Keras counts on through all networks of a process."""
+    numbers = {layer: kind_and_number(layer) for layer in layers}
+    first = {kind: min(n for k, n in numbers.values() if k == kind) for kind, _ in numbers.values()}
+    return {layer: f"{kind}_{n - first[kind]}".removesuffix("_0") for layer, (kind, n) in numbers.items()}
+
+
+def kind_and_number(layer: str) -> tuple[str, int]:
+    """`conv3d_2` -> `conv3d`, 2; a name without a number is the first of its kind, 0."""
+    kind, _, number = layer.rpartition("_")
+    return (kind, int(number)) if number.isdigit() else (layer, 0)
 
 
 def own_tensors(network: nn.Module, published: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from medmamba.layers.ss2d import PatchMerging as MapMerging
 from medmamba.layers.swin import SwinStage
 
 PATCH = 4  # pixels
-UNUSED = re.compile(r"patch_embed\.|decoder\.norm\.|.*\.relative_position_index$")
+UNUSED = re.compile(r"patch_embed\.|decoder\.norm\.|.*\.(relative_position_index|attn_mask)$")
 SKIPS = ("linear", "linear_twice", "cross")
 
 
@@ -219,7 +219,7 @@ class AttSwinUNet(nn.Module):
 
     @staticmethod
     def own_name(official: str) -> str | None:
-        """Published files hold a second patch embedding and a norm that are never used, and fixed index tables."""
+        """Published files hold a second patch embedding and a norm that are never used, and fixed tables and masks."""
         return None if UNUSED.match(official) else official
 
     def forward(self, image: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ names are the official ones; as in the published code `A` cancels in the softmax
 Truth for tests: golden cases `efficientvim`. The published code wants square maps; here H and W are free.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar
@@ -20,7 +21,7 @@ from medmamba.layers.conv_norm import ConvNorm
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EfficientViMConfig:
-    """Defaults: the released M1 network."""
+    """Defaults: the released M1 network. `distillation` adds second heads; in evaluation the two votes are averaged."""
 
     spatial_dims: ClassVar[int] = 2
     in_channels: int = 3
@@ -30,6 +31,7 @@ class EfficientViMConfig:
     states: tuple[int, ...] = (49, 25, 9)
     expand: float = 1.0
     mlp_ratio: float = 4.0
+    distillation: bool = False
 
     def __post_init__(self) -> None:
         if not len(self.widths) == len(self.depths) == len(self.states):
@@ -186,8 +188,17 @@ class Stem(nn.Module):
         return self.conv(x)
 
 
+def vote(weights: Tensor, heads: nn.ModuleList, means: Sequence[Tensor]) -> Tensor:
+    """Scores (B, K): what every head says of its mean (B, C), weighed by a softmax."""
+    votes = [head(mean) for head, mean in zip(heads, means, strict=True)]
+    return torch.einsum("s,sbk->bk", weights.softmax(0), torch.stack(votes))
+
+
 class EfficientViM(nn.Module):
-    """The classifier (B, C, H, W) -> (B, K), any H and W: weighed votes of every stage's states and of the last map."""
+    """The classifier (B, C, H, W) -> (B, K), any H and W: weighed votes of every stage's states and of the last map.
+
+    In training with distillation the pair of both votes.
+    """
 
     Config = EfficientViMConfig
 
@@ -209,17 +220,24 @@ class EfficientViM(nn.Module):
         )
         self.weights = nn.Parameter(torch.ones(len(widths) + 1))
         self.norm = nn.ModuleList([*(BroadcastNorm(width, 1) for width in widths), BroadcastNorm(widths[-1], 2)])
-        self.heads = nn.ModuleList(nn.Linear(width, config.out_channels) for width in (*widths, widths[-1]))
+        self.heads = self._heads()
+        self.weights_dist = nn.Parameter(torch.ones(len(widths) + 1)) if config.distillation else None
+        self.heads_dist = self._heads() if config.distillation else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def _heads(self) -> nn.ModuleList:
+        widths = self.config.widths
+        return nn.ModuleList(nn.Linear(width, self.config.out_channels) for width in (*widths, widths[-1]))
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         x = self.patch_embed(x)
         features = []
         for stage in self.stages:
             x, states = stage(x)
             features.append(states)
         features.append(x)
-        votes = [
-            head(norm(feature).flatten(2).mean(dim=2))
-            for head, norm, feature in zip(self.heads, self.norm, features, strict=True)
-        ]
-        return torch.einsum("s,sbk->bk", self.weights.softmax(0), torch.stack(votes))
+        means = [norm(feature).flatten(2).mean(dim=2) for norm, feature in zip(self.norm, features, strict=True)]
+        scores = vote(self.weights, self.heads, means)
+        if self.weights_dist is None or self.heads_dist is None:
+            return scores
+        both = scores, vote(self.weights_dist, self.heads_dist, means)
+        return both if self.training else (both[0] + both[1]) / 2

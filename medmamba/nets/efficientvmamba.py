@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medmamba.errors import ConfigError
+from medmamba.layers.squeeze import maybe_empty_linear
 from medmamba.layers.ss2d import (
     ChannelLinear,
     ChannelMlp,
@@ -103,8 +104,8 @@ class ChannelGate(nn.Module):
     def __init__(self, channels: int, reduction: float = 0.125) -> None:
         super().__init__()
         self.norm = ChannelNorm(channels)
-        self.global_reduce = nn.Linear(channels, int(channels * reduction))
-        self.channel_select = nn.Linear(int(channels * reduction), channels)
+        self.global_reduce = maybe_empty_linear(channels, int(channels * reduction))
+        self.channel_select = maybe_empty_linear(int(channels * reduction), channels)
 
     def forward(self, t: Tensor) -> Tensor:
         mean = self.norm(t).mean(dim=(2, 3))

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medmamba.errors import ConfigError
+from medmamba.layers.squeeze import maybe_empty_linear
 from medmamba.layers.ss2d import CROSS, ChannelLinear, ChannelNorm, ScanParameters, depthwise, initial_weights
 
 GROUPS = 4  # row-major, column-major, and both reversed in time
@@ -66,11 +67,11 @@ class GroupMambaLayer(nn.Module):
         self, channels: int, out: int | None = None, *, state: int = 1, expand: float = 1, conv: int = 3
     ) -> None:
         super().__init__()
-        if channels % GROUPS or channels < REDUCTION:
-            raise ConfigError(f"{channels} channels: the layer wants a multiple of {GROUPS}, {REDUCTION} or more")
+        if channels % GROUPS:
+            raise ConfigError(f"{channels} channels: the layer wants a multiple of {GROUPS}")
         self.skip_scale = nn.Parameter(torch.ones(1))
-        self.fc1 = nn.Linear(channels, channels // REDUCTION)
-        self.fc2 = nn.Linear(channels // REDUCTION, channels)
+        self.fc1 = maybe_empty_linear(channels, channels // REDUCTION)
+        self.fc2 = maybe_empty_linear(channels // REDUCTION, channels)
         self.norm = ChannelNorm(channels)
         for direction in range(GROUPS):
             part = DirectionalSS2D(channels // GROUPS, direction, state=state, expand=expand, conv=conv)

@@ -8,7 +8,6 @@ cases `mambafcs`. Losses: `pipelines.learning.change_losses`.
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from medmamba.errors import ConfigError
 from medmamba.layers.change_pair import CHANGE, classes_of, resize, split_dates
 from medmamba.layers.resnet import BasicBlock
-from medmamba.layers.squeeze import SqueezeExcite
+from medmamba.layers.squeeze import SqueezeExcite, maybe_empty_linear
 from medmamba.layers.ss2d import initial_weights
 from medmamba.nets.changemamba import MakeBlock, PairConfig, PyramidEncoder
 
@@ -101,9 +100,8 @@ class TwofoldChannelAttention(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         hidden = channels // REDUCTION
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the two scores of change leave a hidden width of 0, and the biases act
-            self.fc = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, channels), nn.Sigmoid())
+        squeeze, excite = maybe_empty_linear(channels, hidden), maybe_empty_linear(hidden, channels)
+        self.fc = nn.Sequential(squeeze, nn.ReLU(), excite, nn.Sigmoid())  # empty between for the two scores of change
 
     def forward(self, x: Tensor) -> Tensor:
         weights = self.fc(x.mean(dim=(2, 3))) + self.fc(x.amax(dim=(2, 3)))

@@ -3,9 +3,12 @@
 Letters in this file: B batch, C channels, K output channels; a level works on two halves (B, *space, width / 2).
 Definition followed: Pendse et al., "Memory Efficient 3D U-Net with Reversible Mobile Inverted Bottlenecks for Brain
 Tumor Segmentation" (BrainLes 2020, arXiv 2104.09648), rebuilt from its abstract: neither code nor the tables of channel
-counts are public, so widths, depths and norms are ours. Coupling y1 = x1 + F(x2), y2 = x2 + G(y1); F, G: norm, 1 x 1
-expansion, activation, norm, depthwise 3^d, activation, norm, 1 x 1 with linear end. Changes of resolution keep their
-activations, as in the paper. Truth for tests: gradients of the stored run, the inverse.
+counts are public. Known: a U-Net of couplings whose branches are inverted bottlenecks (1 x 1 expansion, depthwise 3^d,
+linear 1 x 1 projection). From the textbook: y1 = x1 + F(x2), y2 = x2 + G(y1); in F and G a norm behind each of the
+three, an activation behind the first two; changes of resolution are not reversible and keep their activations. Chosen
+here: widths, depths, expansion, layer norm over channels (batch statistics would be counted twice by the
+recomputation), SiLU, strided convolutions between levels, skips added, the rounding to a grid.
+Truth for tests: gradients of the stored run, the inverse.
 """
 
 from __future__ import annotations
@@ -53,19 +56,19 @@ class ReversibleMBConvUNetConfig:
 
 
 class InvertedBottleneck(nn.Module):
-    """Stream (B, *space, C) -> its change: wide inside, depthwise, narrow and linear at the end."""
+    """Stream (B, *space, C) -> its change: wide inside, depthwise, narrow again; a norm behind each, a linear end."""
 
     def __init__(self, width: int, rank: int, expand: int) -> None:
         super().__init__()
         wide = expand * width
-        self.norm, self.expand = nn.LayerNorm(width), nn.Linear(width, wide)
-        self.wide_norm, self.depthwise = nn.LayerNorm(wide), same_conv(wide, wide, (3,) * rank, groups=wide)
-        self.last_norm, self.project = nn.LayerNorm(wide), nn.Linear(wide, width)
+        self.expand, self.expand_norm = nn.Linear(width, wide), nn.LayerNorm(wide)
+        self.depthwise, self.depthwise_norm = same_conv(wide, wide, (3,) * rank, groups=wide), nn.LayerNorm(wide)
+        self.project, self.project_norm = nn.Linear(wide, width), nn.LayerNorm(width)
 
     def forward(self, stream: Tensor) -> Tensor:
-        t = self.wide_norm(F.silu(self.expand(self.norm(stream))))
-        t = F.silu(channels_last(self.depthwise(channels_first(t))))
-        out: Tensor = self.project(self.last_norm(t))
+        t = F.silu(self.expand_norm(self.expand(stream)))
+        t = F.silu(self.depthwise_norm(channels_last(self.depthwise(channels_first(t)))))
+        out: Tensor = self.project_norm(self.project(t))
         return out
 
 

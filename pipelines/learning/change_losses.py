@@ -117,7 +117,8 @@ def sek_loss(scores: Triple, labels: Triple, *, unchanged: int = 0, beta: float 
     def agreement(probabilities: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         matrix, counts = soft_confusion(probabilities, target, unchanged)
         present = counts > 0
-        return kappa(matrix, TINY), (ious(matrix, counts, TINY)[present] * rarity(counts[present], TINY)).sum()
+        overlaps = ious(matrix, matrix.sum(dim=1), counts, TINY)
+        return kappa(matrix, TINY), (overlaps[present] * rarity(counts[present], TINY)).sum()
 
     found = _mean_over_dates(scores, labels, agreement)
     if found is None:
@@ -138,13 +139,16 @@ def published_sek_loss(
 ) -> Tensor:
     """The SeK loss as released: NaN where kappa is negative, and a class absent from the labels swamps the others.
 
+    What is said of a changed pixel labelled `unchanged` (or as no class) counts in the unions, not in kappa.
+
     `eps` is 1e-7 at the first call of the released object and 1e-6 later. In float64, because an absent class weighs
     1 / log(1 + eps), which float32 rounds by a fifth. 0 without gradient where nothing changed.
     """
 
     def agreement(probabilities: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         matrix, counts = soft_confusion(probabilities.double(), target, unchanged)
-        return kappa(matrix, eps), (ious(matrix, counts, eps) * rarity(counts, eps)).sum()
+        said = probabilities.double().sum(dim=0)[kept_classes(probabilities, unchanged)]
+        return kappa(matrix, eps), (ious(matrix, said, counts, eps) * rarity(counts, eps)).sum()
 
     found = _mean_over_dates(scores, labels, agreement)
     if found is None:
@@ -168,10 +172,15 @@ def _mean_over_dates(
 
 def soft_confusion(probabilities: Tensor, target: Tensor, unchanged: int) -> tuple[Tensor, Tensor]:
     """(P, K) and labels (P,) -> (K-1, K-1), rows = prediction, and how many labels (K-1,): without `unchanged`."""
-    kept = [k for k in range(probabilities.shape[1]) if k != unchanged]
+    kept = kept_classes(probabilities, unchanged)
     truth = (target[:, None] == target.new_tensor(kept)).to(probabilities.dtype)
     labelled = truth.any(dim=1)
     return probabilities[labelled][:, kept].mT @ truth[labelled], truth.sum(dim=0)
+
+
+def kept_classes(probabilities: Tensor, unchanged: int) -> list[int]:
+    """The classes of (P, K) without `unchanged`."""
+    return [k for k in range(probabilities.shape[1]) if k != unchanged]
 
 
 def kappa(matrix: Tensor, eps: float) -> Tensor:
@@ -182,10 +191,10 @@ def kappa(matrix: Tensor, eps: float) -> Tensor:
     return (agreed - by_chance) / (1 - by_chance + eps)
 
 
-def ious(matrix: Tensor, counts: Tensor, eps: float) -> Tensor:
-    """Soft intersection over union (K-1,) of every class."""
+def ious(matrix: Tensor, said: Tensor, counts: Tensor, eps: float) -> Tensor:
+    """Soft intersection over union (K-1,) of every class, `said` the sums of its probabilities."""
     both = matrix.diagonal()
-    return both / (matrix.sum(dim=1) + counts - both + eps)
+    return both / (said + counts - both + eps)
 
 
 def rarity(counts: Tensor, eps: float) -> Tensor:

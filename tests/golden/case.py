@@ -23,8 +23,9 @@ class Tolerance:
     """Max error over max entry allowed in float32 where the case holds float64 numbers (10 x what the SPEC measured).
 
     `ill_conditioned` is the float64 bound where the SPEC says that 1e-6 cannot be reached. `noisy`: rounding alone
-    moves this network by more than the conventions allow (it changes with the number of threads), so that what float32
-    does to our own result counts in float32 too.
+    moves this network by more than the conventions allow (it changes with the number of threads), so that in float32
+    too counts what float32 does to our own result (where the case holds float64 numbers: what a few roundings of inputs
+    and parameters do to it).
     """
 
     output: float = 1e-5

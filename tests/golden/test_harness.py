@@ -36,6 +36,15 @@ def test_other_shape_and_not_finite_are_seen(case: Case) -> None:
     assert mismatches(changed(case, "out:y", np.full_like(case.arrays["out:y"], np.nan)), adapter, torch.float32)
 
 
+def test_nan_is_met_by_nan_alone(case: Case) -> None:
+    adapter = SYSTEMS["mamba_block"]
+    lost = changed(case, "in:x", np.full_like(case.arrays["in:x"], np.nan))
+    lines = mismatches(changed(lost, "out:y", np.full_like(case.arrays["out:y"], np.nan)), adapter, torch.float64)
+    assert lines
+    assert not [line for line in lines if line.startswith("out:")]
+    assert [line for line in mismatches(lost, adapter, torch.float64) if line.startswith("out:")]
+
+
 def test_a_missing_output_and_a_missing_parameter_are_seen(case: Case) -> None:
     more = changed(case, "out:state", case.arrays["out:y"])
     assert "out:state: missing" in mismatches(more, SYSTEMS["mamba_block"], torch.float64)[0]
@@ -70,6 +79,13 @@ def test_mean_square_cases_are_strict_too() -> None:
     assert not mismatches(case, SYSTEMS["mambaout"], torch.float64)
     worse = changed(case, "out:y", case.arrays["out:y"] * 1.001)
     assert mismatches(worse, SYSTEMS["mambaout"], torch.float64)
+
+
+def test_ill_conditioned_numbers_are_allowed_what_rounding_does_to_them_and_no_more() -> None:
+    case = Case.load(CASES / "mhsvm" / "case_head.npz")
+    assert not mismatches(case, SYSTEMS["mhsvm"], torch.float32)
+    worse = changed(case, "out:y", case.arrays["out:y"] * 1.001)
+    assert mismatches(worse, SYSTEMS["mhsvm"], torch.float32)
 
 
 def test_a_case_found_twice_is_run_once(tmp_path: Path) -> None:

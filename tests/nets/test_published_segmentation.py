@@ -144,9 +144,21 @@ def test_keras_names_count_layers_of_a_kind() -> None:
     assert names["conv3d"] == "encoder.0.block.conv1"
     assert names["conv3d_2"] == "encoder.1.image_conv"
     kernel = torch.randn(3, 3, 3, 1, 6)
-    ((ours, turned),) = from_keras(network, {"conv3d_2/kernel": kernel}).values()
-    assert ours == "encoder.1.image_conv.weight"
-    assert torch.equal(turned[5, 0], kernel[..., 0, 5])
+    for before in (0, 19):  # layers that Keras had named in the same process
+        layer = "conv3d" if before == 0 else f"conv3d_{before}"
+        published = {f"{layer}/bias": torch.zeros(4), f"conv3d_{before + 2}/kernel": kernel}
+        first, (ours, turned) = from_keras(network, published).values()
+        assert (first[0], ours) == ("encoder.0.block.conv1.bias", "encoder.1.image_conv.weight")
+        assert torch.equal(turned[5, 0], kernel[..., 0, 5])
+
+
+def test_tables_and_masks_of_published_attswinunet_files_are_left_out() -> None:
+    """Every second block of a stage has a mask beside its table."""
+    attention = "encoder.layers.0.blocks.1.attn"
+    fixed = ("encoder.layers.0.blocks.1.attn_mask", f"{attention}.relative_position_index", "patch_embed.proj.bias")
+    assert {AttSwinUNet.own_name(name) for name in fixed} == {None}
+    kept = (f"{attention}.qkv.bias", "encoder.patch_embed.proj.bias", "decoder.norm_up.bias")
+    assert [AttSwinUNet.own_name(name) for name in kept] == list(kept)
 
 
 def test_groups_come_back_and_hold_the_right_members() -> None:

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from medmamba.errors import ConfigError, ShapeError
 from medmamba.layers.reversible import Add
 from medmamba.memory import measure
 from medmamba.nets import network_class
-from medmamba.nets.reversible_mbconv_unet import ReversibleMBConvUNet
+from medmamba.nets.reversible_mbconv_unet import InvertedBottleneck, ReversibleMBConvUNet
 
 SMALL: dict[str, Any] = {"in_channels": 2, "out_channels": 3, "widths": (4, 6), "depths": (1, 1), "expand": 2}
 
@@ -42,18 +43,36 @@ def test_recomputed_gradients_are_the_stored_ones(space: tuple[int, ...]) -> Non
         assert float((x - y).norm()) <= 1e-4 * float(y.norm()) + 1e-6
 
 
-def test_couplings_are_undone() -> None:
-    network = small(grid_bits=None, depths=(3, 1)).double()
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_couplings_are_undone(dtype: torch.dtype, near: float) -> None:
+    """Plain couplings, to within 1e-5 in float32 as the note says."""
+    network = small(grid_bits=None, depths=(3, 1), widths=(16, 16)).to(dtype)
     snap = network.grid()
     adds = [step for step in network.body.steps if isinstance(step, Add)][:6]
-    start = tuple(torch.randn(1, 3, 4, 2, 2, dtype=torch.float64) for _ in range(2))
+    start = tuple(torch.randn(1, 3, 4, 2, 8, dtype=dtype) for _ in range(2))
     state = start
     for step in adds:
         state = step(state, snap)
     for step in reversed(adds):
         state = step.inverse(state, snap)
     for x, y in zip(state, start, strict=True):
-        torch.testing.assert_close(x, y)
+        torch.testing.assert_close(x, y, rtol=0.0, atol=near)
+
+
+def test_a_branch_is_the_inverted_bottleneck_of_the_note() -> None:
+    """Norm and activation behind the expansion and the depthwise convolution, a norm and nothing more at the end."""
+    torch.manual_seed(0)
+    branch = InvertedBottleneck(4, 3, 2).double()
+    x = torch.randn(2, 3, 4, 5, 4, dtype=torch.float64)
+
+    def normed(t: torch.Tensor) -> torch.Tensor:
+        spread = t.var(dim=-1, keepdim=True, correction=0)
+        return (t - t.mean(dim=-1, keepdim=True)) / (spread + 1e-5).sqrt()
+
+    wide = F.silu(normed(x @ branch.expand.weight.T + branch.expand.bias))
+    kernel, bias = branch.depthwise.weight, branch.depthwise.bias
+    wide = F.silu(normed(F.conv3d(wide.movedim(-1, 1), kernel, bias, padding=1, groups=8).movedim(1, -1)))
+    torch.testing.assert_close(branch(x), normed(wide @ branch.project.weight.T + branch.project.bias))
 
 
 def test_memory_does_not_grow_with_the_number_of_blocks() -> None:

@@ -230,6 +230,31 @@ def test_group_mamba_with_two_heads() -> None:
     assert network.eval()(x).shape == (2, 3)
 
 
+def test_efficientvim_with_two_votes() -> None:
+    torch.manual_seed(0)
+    config = EfficientViMConfig(widths=(8, 8), depths=(1, 1), states=(2, 2), out_channels=3, distillation=True)
+    network = EfficientViM(config)
+    x = torch.randn(2, 3, 32, 32)
+    assert [tuple(one.shape) for one in network.train()(x)] == [(2, 3), (2, 3)]
+    network.eval()
+    mean = network(x)
+    assert network.weights_dist is not None
+    assert network.heads_dist is not None
+    network.weights.data, network.heads = network.weights_dist.data, network.heads_dist
+    assert not torch.allclose(network(x), mean)  # the second vote alone
+
+
+def test_squeezes_of_narrow_maps_leave_the_biases() -> None:
+    """Fewer than 16 (8) channels leave no unit between: as published, one learned number a channel."""
+    layer, gate = GroupMambaLayer(8), EVSSBlock(6, ES2D(6, state=1)).se
+    assert layer.fc1.weight.shape == (0, 8)
+    t = torch.randn(1, 6, 3, 4)
+    torch.testing.assert_close(gate(t), t * gate.channel_select.bias.sigmoid()[:, None, None])
+    before = layer(torch.ones(1, 8, 2, 3).cumsum(1))
+    layer.fc2.bias.data[0] = 9.0
+    assert not torch.allclose(layer(torch.ones(1, 8, 2, 3).cumsum(1)), before)
+
+
 def test_mhsvm_takes_one_channel_and_leaves_repeated_names_out() -> None:
     network, _ = small("mhsvm")
     assert network(torch.randn(1, 1, 8, 9, dtype=torch.float64)).shape == (1, 1, 8, 9)

@@ -58,6 +58,22 @@ def test_sek_does_not_see_a_class_that_is_absent() -> None:
     assert published_sek_loss(longer, labels) > published_sek_loss(scores, labels) + 1
 
 
+def test_published_sek_counts_what_is_said_of_changed_pixels_labelled_unchanged() -> None:
+    """They are in no column of kappa's matrix, yet in the unions: pixels sure of class 1 there cost overlap."""
+    scores, labels = batch(4, 5, certain=1.0)
+    earlier = labels.earlier.clone()
+    earlier[0, :3] = 0
+    partly = labels._replace(change=torch.ones_like(labels.change), earlier=earlier)
+    sure = scores.earlier.clone()
+    sure[0, :, :3] = torch.tensor([0.0, 9.0, 0.0, 0.0, 0.0])[:, None, None]
+    kept = sure.clone()
+    kept[0, :, :3] = torch.tensor([9.0, 0.0, 0.0, 0.0, 0.0])[:, None, None]
+    costs = [published_sek_loss(scores._replace(earlier=one), partly) for one in (sure, kept)]
+    assert costs[0] > costs[1] + 0.01
+    same = [sek_loss(scores._replace(earlier=one), partly) for one in (sure, kept)]
+    torch.testing.assert_close(*same)
+
+
 def test_perfect_scores_cost_nothing_and_no_change_gives_no_sek() -> None:
     scores, labels = batch(1, certain=100.0)
     terms = semantic_change_terms(scores, labels, sek=sek_loss)

@@ -10,9 +10,10 @@ CROSS = "decoder.Crossvit_layer."
 
 
 def build(stem: str, hparams: dict[str, Any], params: Tensors, inputs: Tensors) -> Built:
-    image = hparams.get("image_size", hparams.get("img_size", 224))
+    shown = next(iter(inputs.values())).shape
+    image = hparams.get("image_size", hparams.get("img_size", shown[2:]))
     config = AttSwinUNetConfig(
-        in_channels=hparams.get("in_chans", next(iter(inputs.values())).shape[1]),
+        in_channels=hparams.get("in_chans", shown[1]),
         out_channels=hparams["num_classes"],
         image_px=(image, image) if isinstance(image, int) else tuple(image),
         width=hparams["embed_dim"],

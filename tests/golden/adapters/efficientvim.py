@@ -35,6 +35,7 @@ def build(stem: str, hparams: dict[str, Any], params: Tensors, inputs: Tensors) 
             states=tuple(hparams["state_dim"]),
             expand=expand,
             mlp_ratio=hparams.get("mlp_ratio", 4.0),
+            distillation=hparams.get("distillation", False),
         )
         return from_module(EfficientViM(config), params, tolerance=NORMS_IN_FLOAT32)
     if "d_model" in hparams:

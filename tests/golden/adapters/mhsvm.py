@@ -8,9 +8,9 @@ from medmamba.nets.mhsvm import MHSVM, MHSBlock, MHSVMConfig, ScanHead
 from tests.golden.adapters.views import from_channel_last
 from tests.golden.case import Built, Tensors, Tolerance, from_module
 
-# 10 x the float32 errors the SPEC measured: the fusion divides by a difference that may nearly vanish.
-BLOCK = Tolerance(gradient=6e-4)
-NETWORK = Tolerance(output=4e-4, gradient=1.3e-3)
+# 10 x the float32 errors the SPEC measured; the fusion divides by a difference that may nearly vanish (noisy).
+BLOCK = Tolerance(gradient=6e-4, noisy=True)
+NETWORK = Tolerance(output=4e-4, gradient=1.3e-3, noisy=True)
 
 
 class FlatHead(nn.Module):
@@ -26,8 +26,9 @@ class FlatHead(nn.Module):
 
 
 def first_name(name: str) -> str:
-    """The name a tied tensor goes by with us; a case may store its gradient under either."""
-    return name.replace("x_ssproj_W", "x_ssproj.weight").replace("scanning.seq2seq_engine.", "mambaeng.")
+    """The name a tied tensor goes by with us; a case may store its gradient under either. The wrapper adds a prefix."""
+    once = name.replace("x_ssproj_W", "x_ssproj.weight").replace("scanning.seq2seq_engine.", "mambaeng.")
+    return once.removeprefix("vmunet.")
 
 
 def build(stem: str, hparams: dict[str, Any], params: Tensors, inputs: Tensors) -> Built:

@@ -12,16 +12,17 @@ def build(stem: str, hparams: dict[str, Any], params: Tensors, inputs: Tensors) 
     scan = {
         "state": hparams.get("ssm_d_state", 16),
         "ratio": hparams.get("ssm_ratio", 2.0),
-        "dt_rank": None if rank == "auto" else rank,
+        "dt_rank": None if rank in ("auto", None) else int(rank),
     }
     if "depths" not in hparams:
         return from_channel_last(MSVSSBlock(hparams["hidden_dim"], **scan), params)
+    _, channels, patch, _ = params["patch_embed.0.weight"].shape  # hparams need not tell them
     config = MSVMambaConfig(
-        in_channels=hparams.get("in_chans", 3),
+        in_channels=channels,
         out_channels=hparams.get("num_classes", 1000),
         depths=tuple(hparams["depths"]),
         widths=tuple(hparams["dims"]),
-        patch=hparams.get("patch_size", 4),
+        patch=patch,
         **scan,
     )
     return from_module(MSVMamba(config), params)

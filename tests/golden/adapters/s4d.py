@@ -11,7 +11,8 @@ MEASURED = Tolerance(output=2.3e-5, gradient=2.7e-4)  # ten times what the SPEC 
 
 def build(stem: str, hparams: dict[str, Any], params: Tensors, inputs: Tensors) -> Built:
     first = hparams.get("transposed", True)
-    layer = S4D(S4DConfig(d_model=hparams["d_model"], d_state=hparams.get("d_state", 64), channels_first=first))
+    states = hparams.get("d_state", 64) // 2 * 2  # whole pairs are kept
+    layer = S4D(S4DConfig(d_model=hparams["d_model"], d_state=states, channels_first=first))
     built = from_module(layer, params, tolerance=MEASURED)
 
     def forward(inputs: Tensors) -> Tensors:

@@ -12,8 +12,8 @@ def build(stem: str, hparams: dict[str, Any], params: Tensors, inputs: Tensors) 
         raise NotImplementedError(f"rotary positions are not described in the SPEC: {hparams['rope_mode']!r}")
     config = GatedLinearAttentionConfig(
         d_model=hparams["d_model"],
-        heads=hparams["num_heads"],
-        expand_key=hparams.get("expand_k", 0.5),
+        heads=hparams.get("num_heads", 4),
+        expand_key=hparams.get("expand_k", 1.0),
         expand_value=hparams.get("expand_v", 1.0),
         gate_divisor=hparams.get("gate_logit_normalizer", 16),
         gate_rank=hparams.get("gate_low_rank_dim", 16),

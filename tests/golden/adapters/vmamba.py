@@ -11,7 +11,7 @@ from tests.golden.case import Built, Tensors, from_module
 def build(stem: str, hparams: dict[str, Any], params: Tensors, inputs: Tensors) -> Built:
     if "depths" in hparams:
         return from_module(VMamba(net_config(hparams)), params)
-    load = from_module if hparams.get("channel_first", "hidden_dim" in hparams) else from_channel_last
+    load = from_module if hparams.get("channel_first", hparams.get("norm") == "ln2d") else from_channel_last
     if "d_model" in hparams:
         op = SS2D(hparams["d_model"], **scan_settings(hparams))
         return load(op, params)
@@ -30,7 +30,7 @@ def scan_settings(hparams: dict[str, Any]) -> dict[str, Any]:
     return {
         "state": setting("state", hparams.get("ssm_d_state", 16)),
         "ratio": setting("ratio", 2.0),
-        "dt_rank": None if rank == "auto" else int(rank),
+        "dt_rank": None if rank in ("auto", None) else int(rank),
         "conv": setting("conv", 3),
         "conv_bias": setting("conv_bias", True),
         "gate": "noz" not in hparams.get("forward_type", "v05"),
