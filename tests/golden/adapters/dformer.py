@@ -7,7 +7,9 @@ from torch import Tensor
 
 from medmamba.layers.patches import pad_image
 from medmamba.nets.dformer import DFormer, DFormerConfig
-from tests.golden.case import Built, Tensors, from_module
+from tests.golden.case import Built, Tensors, Tolerance, from_module
+
+NOISY = Tolerance(noisy=True)  # layer norms over a handful of channels
 
 
 def build(stem: str, hparams: dict[str, Any], params: Tensors, inputs: Tensors) -> Built:
@@ -24,7 +26,7 @@ def build(stem: str, hparams: dict[str, Any], params: Tensors, inputs: Tensors) 
         deep_supervision=True,
     )
     network = DFormer(config)
-    built = from_module(network, params)
+    built = from_module(network, params, tolerance=NOISY)
 
     def forward(named: Tensors) -> dict[str, Tensor]:
         scores = network(pad_image(named["x"], config.patch))
