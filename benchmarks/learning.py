@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from pipelines.scoring.evaluate import evaluate_bundle
 from pipelines.scoring.metrics import interval
 
 RATES = (1e-3, 3e-3, 1e-2)
-PROBES = (4, 24)  # steps, to learn how long one takes
+PROBES = 24  # steps, to learn how long one takes
 WINDOW = (32, 32, 32)
 FLAGSHIP = {"widths": [16, 32, 64], "depths": [2, 2, 2]}
 SHORT = {**FLAGSHIP, "depths": [1, 1, 1]}
@@ -190,14 +191,20 @@ def one_run(
 @cache
 def steps_in(seconds: float, name: str, network: str, manifests: tuple[Path, Path]) -> int:
     """How many steps of the production loop, patches and all, fit in CPU seconds of this machine, as it is now."""
-    clock = []
-    for steps in PROBES:
-        with tempfile.TemporaryDirectory() as output:
-            run, began = run_of(name, network, RATES[0], 0, steps, manifests[0], output), time.process_time()
-            train(run)
-            clock.append(time.process_time() - began)
-    step = (clock[1] - clock[0]) / (PROBES[1] - PROBES[0])
-    return max(1, round(seconds / step))
+    clock: list[float] = []
+
+    def tick(done: int, _: int) -> None:
+        clock.append(time.process_time())
+        if done == PROBES:
+            raise EnoughError
+
+    with tempfile.TemporaryDirectory() as output, suppress(EnoughError):
+        train(run_of(name, network, RATES[0], 0, PROBES, manifests[0], output), progress=tick)
+    return max(1, round(seconds / float(np.median(np.diff(clock)))))
+
+
+class EnoughError(Exception):
+    """The probe has seen its steps."""
 
 
 def size_of(network: str, classes: int) -> tuple[int, float]:
