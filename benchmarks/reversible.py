@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from medmamba.layers.grid import Snap
 from medmamba.layers.mixers import MIXERS
+from medmamba.layers.onednn import one_dnn
 from medmamba.layers.reversible import State, Step
 from medmamba.memory import held_bytes, largest_patch, measure, predict, without_data
 from medmamba.nets.mamba_unet import MambaUNet, MambaUNetConfig
@@ -94,7 +95,8 @@ def gradients(network: nn.Module, memory: str, space: tuple[int, ...], batch: in
     network.memory = memory
     network.zero_grad()
     image, labels = data(space, batch)
-    F.cross_entropy(network(image), labels).backward()
+    with one_dnn(image):  # as the training loop
+        F.cross_entropy(network(image), labels).backward()
     return [p.grad.clone() for p in network.parameters()]
 
 
