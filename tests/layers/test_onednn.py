@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medmamba.layers.onednn import FEW, by_columns, one_dnn
+from medmamba.nets.mamba_unet import MambaUNet, MambaUNetConfig
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 SHAPES = [(5, 9, 8, 7), (4, 16, 16, 16), (6, 20, 21)]
@@ -59,3 +60,17 @@ def test_it_changes_what_torch_would_do_by_columns_and_nothing_else() -> None:
     assert isinstance(one_dnn(torch.cat([x, x])), nullcontext)
     assert not by_columns(x, transposed=True, groups=1)
     assert not by_columns(x, transposed=False, groups=2)
+
+
+def test_a_recomputed_network_has_the_gradients_of_the_stored_one() -> None:
+    torch.manual_seed(0)
+    network = MambaUNet(MambaUNetConfig(widths=(8, 16), depths=(1, 1), state=2))
+    x, found = torch.randn(1, 1, 12, 12, 12), {}
+    for memory in ("stored", "full"):
+        network.memory = memory
+        network.zero_grad()
+        with one_dnn(x):
+            network(x).square().mean().backward()
+        found[memory] = [p.grad for p in network.parameters() if p.grad is not None]
+    assert len(found["stored"]) == len(list(network.parameters()))
+    assert all(map(torch.equal, found["stored"], found["full"]))
