@@ -8,11 +8,11 @@ import warnings
 from torch import Tensor, nn
 
 
-def maybe_empty_linear(channels: int, out: int) -> nn.Linear:
+def maybe_empty_linear(channels: int, out: int, *, bias: bool = True) -> nn.Linear:
     """A linear layer; either width may be 0, where a squeeze of narrow maps leaves nothing but the biases behind it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of empty tensors
-        return nn.Linear(channels, out)
+        return nn.Linear(channels, out, bias)
 
 
 class SqueezeExcite(nn.Module):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medmamba.errors import ConfigError
+from medmamba.layers.squeeze import maybe_empty_linear
 from medmamba.layers.ss2d import (
     ChannelLinear,
     ChannelNorm,
@@ -54,9 +55,9 @@ class SqueezeExcite(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         reduced = channels // 8
-        self.fc = nn.Sequential(
-            nn.Linear(channels, reduced, bias=False), nn.ReLU(), nn.Linear(reduced, channels, bias=False), nn.Sigmoid()
-        )
+        squeeze = maybe_empty_linear(channels, reduced, bias=False)
+        excite = maybe_empty_linear(reduced, channels, bias=False)
+        self.fc = nn.Sequential(squeeze, nn.ReLU(), excite, nn.Sigmoid())
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.fc(x.mean(dim=(2, 3)))[:, :, None, None]

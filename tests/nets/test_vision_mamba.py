@@ -23,7 +23,7 @@ from medmamba.nets.efficientvmamba import (
 from medmamba.nets.groupmamba import GroupMamba, GroupMambaConfig, GroupMambaLayer
 from medmamba.nets.hrvmamba import DeformableConv, DVSSBlock, DVSSConfig
 from medmamba.nets.mhsvm import MHSVM, MHSVMConfig
-from medmamba.nets.msvmamba import MSVMamba, MSVMambaConfig
+from medmamba.nets.msvmamba import MSVMamba, MSVMambaConfig, SqueezeExcite
 from medmamba.nets.plainmamba import DOWN, LEFT, RIGHT, START, UP, PlainMambaConfig, PlainMambaLayer, continuous_orders
 from medmamba.nets.vmamba import VMamba, VMambaConfig
 from medmamba.nets.vssd import VSSD, NonCausalSSD, VSSDConfig
@@ -253,6 +253,7 @@ def test_squeezes_of_narrow_maps_leave_the_biases() -> None:
     before = layer(torch.ones(1, 8, 2, 3).cumsum(1))
     layer.fc2.bias.data[0] = 9.0
     assert not torch.allclose(layer(torch.ones(1, 8, 2, 3).cumsum(1)), before)
+    torch.testing.assert_close(SqueezeExcite(6)(t), t / 2)  # without biases: the sigmoid of nothing
 
 
 def test_mhsvm_takes_one_channel_and_leaves_repeated_names_out() -> None:
